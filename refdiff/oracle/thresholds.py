@@ -105,48 +105,19 @@ class LostTokenLimits:
 class TraceLimits:
     """The limits of a point of a trace (`refdiff.oracle.divergence`).
 
-    Single rows (`expected_values`). The spread of a row is the root mean square error of runs with simulated rounding;
-    growth is the error of a sum from its partial sums (`expected_values.growth`):
-        row: in spreads. In 21,842 points of correct runs (float32, bfloat16, float16; both modes) it was 2.7 at most.
-        spread_floor: in unit roundoffs of the row: about one rounding, of 0.42.
-        element_spreads, element_units: one number may differ by so many spreads of its row, plus so many times its unit
-            roundoff and growth. In the same points the largest error was 0.63 of what is allowed.
-        few_numbers: the floor of a row of n numbers has 1 + few_numbers / n times the variance. One number alone may
-            then differ by 3.6 unit roundoffs.
-        point_rounding: in unit roundoffs, the standard deviation of a point's rounding error: that of two roundings.
-            `row` allows for the four that scores have in transformers' eager attention (product, scale, mask, argument
-            of the exponential).
-        smallest_drawn: rounding errors near 0 are simulated only for types in which they are larger. That is float16,
-            with 2⁻²⁵; those of float32 and bfloat16 are at most 2⁻¹³⁴, far below all other errors.
-        runs: how many runs round every number independently, and as many round equal numbers alike. `spread_margin` and
-            `drawn_spreads` allow for so few.
-        spread_margin: in standard deviations of a spread that is estimated from few numbers: exceeded once in 1,000.
-        strong_runs: further runs in "free" mode, with errors `row` times as large. If errors only add up, they show
-            nothing new. If two keys have nearly the same score, accumulated errors decide which is the larger: a
-            correct run may attend to the other one although none of a few usual runs did. Most strong runs do; in one
-            correct run of sharp maps in bfloat16 none of the first 16 did.
-        jump_ratio: errors do more than add up if the largest square of the strong runs, over `row`², is more than this
-            many times that of the usual runs.
-        jump_margin: a correct run may then have this many times the largest error of the strong runs. Where usual runs
-            show it, the limit is this many times theirs: which of two keys is attended to does not scatter like a sum
-            of errors, and one correct run of 39 with sharp maps was 1.02 times as far off as they allow.
-        jump_share: a row whose errors may reach this share of it is not judged: it may attend to another key.
-
-    Systematic errors (`systematic_error`), in unit roundoffs unless noted:
-        min_numbers, min_rows: with fewer numbers, or fewer distinct rows, only single rows are judged.
-        min_roundings: in the rounding error of numbers near 0. A smaller row may have been rounded to 0 as a whole.
-        alike_distance: rows that differ by less are rounded alike.
-        position_spreads: standard deviations that the rounding of all positions may add up to.
-        drawn_spreads: standard deviations, estimated from 6 runs. Student's t exceeds it once in 5,000 times.
-        elementary_error: in u₃₂. A processor's or GPU's exp may be wrong by a few, always in one direction.
-        constant_error: error of a constant factor at a point that is not in the trace: its own rounding and a
-            truncating cast.
-        tf32_error: what all numbers may have alike in tf32, which truncates both factors of a product: 1 on average for
-            each, and 1 for the result. In other types it is 1.
-        hidden_share: share of a constant. Nothing is reported where one-sided rounding errors could look like an error
-            of this size in it; numbers that differ by few roundoffs seem not to depend on it.
-        min_remainder: of the square of a derivative, the least share that is not along y. A derivative along y leaves
-            the error of a finite difference, 2⁻¹³ squared.
+    rows: as for an output, but for `bulk`: all rows of an eager run may have more roundings than the reference, so it
+        is no stricter than `row`. `element` allows for one activation thousands of times the others, as trained models
+        have: its sum is rounded at every step.
+    floor: in unit roundoffs of a row, about one rounding.
+    few_numbers: the square of the floor of a row of n numbers is 1 + few_numbers / n times as large: the mean square
+        error of few numbers varies more.
+    least_unit: the least unit roundoff: the expected values are float64, and a difference of 0 has errors of its terms.
+    tf32_error: in unit roundoffs, what all numbers may have alike in tf32, which truncates both factors of a product: 1
+        on average for each, and 1 for the result. In other types it is 1, for a constant such as 1/√d.
+    local_runs, free_runs: how many runs with rounding. If two keys have nearly the same score, accumulated errors
+        decide which is the larger; in one correct run of sharp maps in bfloat16 none of the first 16 showed it.
+    jump_share: in "free" mode a row whose errors may reach this share of it is not judged: it may attend to another
+        key.
 
     Points without a model to run, and what is said of a point (`first_divergence`, `explain`):
         error_growth: largest growth of the relative error from one point to the next where the rounding is unknown.
@@ -158,31 +129,14 @@ class TraceLimits:
         known_factor: a factor on scores is named if it is this near: two names, √2 and log₂ e, differ by 2 %.
     """
 
-    row: float = 4.0
-    spread_floor: float = 0.4
-    element_spreads: float = 12.0
-    element_units: float = 4.0
+    rows: RowLimits = RowLimits(bulk=4.0, element=6.0)
+    floor: float = 0.4
     few_numbers: float = 4.0
-    point_rounding: float = 0.6
-    smallest_drawn: float = 1e-30
-    runs: int = 6
-    spread_margin: float = 3.09
-    strong_runs: int = 32
-    jump_ratio: float = 1.5
-    jump_margin: float = 1.5
-    jump_share: float = 0.5
-
-    min_numbers: int = 32
-    min_rows: int = 8
-    min_roundings: float = 8.0
-    alike_distance: float = 1 / 8
-    position_spreads: float = 4.0
-    drawn_spreads: float = 8.0
-    elementary_error: float = 16.0
-    constant_error: float = 2.0
+    least_unit: float = 2.0**-50
     tf32_error: float = 3.0
-    hidden_share: float = 1 / 8
-    min_remainder: float = 1e-6
+    local_runs: int = 8
+    free_runs: int = 32
+    jump_share: float = 0.5
 
     error_growth: float = 16.0
     recorded_units: float = 2.0

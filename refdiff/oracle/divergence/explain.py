@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.oracle.divergence.expected_values import Expected, Floats, compare
+from refdiff.oracle.divergence.expected import Expected, Floats
 from refdiff.oracle.divergence.layouts import arrangements, axes_of
-from refdiff.oracle.rounding.number_formats import round_to
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.trace.known_points import split_repeated
 
 Points = Mapping[str, Expected]
 Arrays = Mapping[str, NDArray[Any]]
-_MAP_POINT = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
 
 
 def explanation(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
@@ -43,15 +43,16 @@ def _half_weights(path: str, mine: Floats, expected: Points, reference: Arrays) 
 
 def _factor(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     point = expected[path]
-    counted = np.isfinite(mine) & point.counted
+    counted = np.isfinite(mine) & np.isfinite(point.value)
+    counted = counted if point.hidden is None else counted & ~point.hidden
     x, y = mine[counted], point.value[counted]
     square = float(y @ y)
     if y.size < 2 or square == 0 or not (x @ x) > 0:
         return ""
     factor = float(x @ y) / square
-    scaled = compare(mine, replace(point, value=factor * point.value, spread=factor**2 * point.spread))
+    scaled = replace(point, value=factor * point.value, rows=abs(factor) * point.rows).compare(mine)
     # a fitted factor always helps a little
-    if not scaled.ok or THRESHOLDS.better_ratio * scaled.ratio > compare(mine, point).ratio:
+    if not scaled.ok or THRESHOLDS.better_ratio * scaled.ratio > point.compare(mine).ratio:
         return ""
     return f"the factor {factor:.5g}{_scale_cause(factor, path, reference)}"
 
@@ -62,7 +63,7 @@ def _scale_cause(factor: float, path: str, reference: Arrays) -> str:
     if "scores" not in path:
         return ""
     known = {
-        "√2: scaled by the root of half of d": math.sqrt(2), "1/√2: scaled by the root of 2d": math.sqrt(0.5),
+        "√2: scaled by the root of half of d": math.sqrt(2), "1/√2: scaled by the root of 2d": 1 / math.sqrt(2),
         "log₂ e: for powers of two": 1 / math.log(2), "ln 2": math.log(2),
     }  # fmt: skip
     if q is not None:
@@ -73,28 +74,23 @@ def _scale_cause(factor: float, path: str, reference: Arrays) -> str:
 
 
 def _heads(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
-    match, names = _MAP_POINT.match(path), [path]
-    if match and reference.keys() >= {f"{match[1]}{i}{match[3] or ''}" for i in "12"}:
-        names = [f"{match[1]}{i}{match[3] or ''}" for i in "12"]
-    pool: list[Expected] = []
-    for name in names:
-        point = expected[name]
-        heads = _split_heads(name, point.value, reference)
-        if heads is None:
-            return ""
-        hidden = [None] * len(heads) if point.hidden is None else _split_heads(name, point.hidden, reference)
-        spreads = _split_heads(name, np.broadcast_to(point.spread[..., None], point.value.shape), reference)
-        growth = expected[path].growth
-        pool += [Expected(h, s[..., 0], d, growth, point.unit) for h, s, d in zip(heads, spreads, hidden, strict=True)]
+    """Take each head for the expected head that is nearest to it, and compare the whole."""
+    stem, repetition = split_repeated(path)
+    maps = [f"{stem[:-1]}{i}{repetition}" for i in "12"] if re.search(r"(scores|lse|probs|attn)[12]$", stem) else []
+    names = maps if maps and reference.keys() >= set(maps) else [path]
+    point = expected[path]
     own = _split_heads(path, mine, reference)
     if own is None or len(own) < 2:
         return ""
-    order = []
-    for head in own:
-        fits = [(found.ratio, i) for i, one in enumerate(pool) if (found := compare(head, one)).ok]
-        if not fits:
-            return ""
-        order.append(min(fits)[1])
+    pool = np.concatenate([_split_heads(name, expected[name].value, reference) for name in names])
+    with np.errstate(invalid="ignore"):
+        order = [int(np.argmin([np.nansum((head - other) ** 2) for other in pool])) for head in own]
+    taken = replace(point, value=pool[order], rows=np.max(point.rows), doubtful=False, hidden=None)
+    if point.hidden is not None:
+        hidden = _split_heads(path, point.hidden, reference)
+        taken.value, own = (np.where(hidden, 0.0, x) for x in (taken.value, own))
+    if not taken.compare(own).ok:
+        return ""
     first = names.index(path) * len(own)
     if len(names) == 2 and order == list(range(len(own) - first, 2 * len(own) - first)):
         return f"a swap of the maps: it is {names[1 - names.index(path)].rpartition('.')[2]}"
@@ -109,12 +105,10 @@ def _split_heads(path: str, array: Any, reference: Arrays) -> Any:
     names = axes.names
     if not set(names) & set("HKp"):
         return None
-    fine = array.reshape(axes.sizes)
-    front = [i for i, n in enumerate(names) if n in "HKp"]
     # the halves of a joined value are heads too, in the original order (half, head)
-    front.sort(key=lambda i: names[i] != "p")
+    front = sorted((i for i, n in enumerate(names) if n in "HKp"), key=lambda i: names[i] != "p")
     rest = [i for i in range(len(names)) if i not in front]
-    heads = fine.transpose(front + rest)
+    heads = array.reshape(axes.sizes).transpose(front + rest)
     return heads.reshape(-1, *heads.shape[len(front) :])
 
 
@@ -122,6 +116,6 @@ def _axes(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     axes = axes_of(path, reference)
     plain = "".join(n for n, size in zip(axes.names, axes.sizes, strict=True) if size != 1)
     for array, order in arrangements(mine.reshape(-1), axes):
-        if order != plain and array.shape == mine.shape and compare(array, expected[path]).ok:
+        if order != plain and array.shape == mine.shape and expected[path].compare(array).ok:
             return f"a transpose: its numbers lie as ({', '.join(order)}), not ({', '.join(plain)})"
     return ""

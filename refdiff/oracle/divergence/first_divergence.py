@@ -14,20 +14,19 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import VARIANTS
-from refdiff.oracle.divergence.expected_values import Expected, allowed_rows, compare, expect
+from refdiff.oracle.divergence.expected import Expected, expect, unit_roundoff
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arrange, axes_of, separate_maps
 from refdiff.oracle.divergence.report import Divergence, Stage
 from refdiff.oracle.printing import list_first
-from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding import FORMATS, U32
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import Flow, canonical_names, near_point
-from refdiff.oracle.trace.points import LSE_UNITS, SINGLE
+from refdiff.oracle.trace.points import LSE_UNITS
 from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
 COPIES = ("embed_tokens", "values", "lambda_init")
 """Points that are copies of weights or other points: their type does not show the precision of the run."""
-BASE = "the base of the logarithm"
 
 
 def first_divergence(
@@ -35,21 +34,19 @@ def first_divergence(
     ref: Source,
     *,
     mode: str = "local",
-    aliases: str | Mapping[str, str] = "auto",
+    aliases: Mapping[str, str] | None = None,
     precision: str = "auto",
     model: Any = None,
 ) -> Divergence:
     """Find the first point of the run `mine` that is wrong.
 
-    A point is wrong if a row has a larger error than rounding explains, or if the rows together show a systematic error
-    (`BiasTests`): a factor, a constant, a bias, a wrong ε, or a factor on scores that are not in the trace.
+    A point is wrong if a row or number has a larger error than rounding explains, or all rows together have a factor.
 
     Args:
         mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); refdiff recorded `ref`.
         mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error is
             charged to the point that made it. "free": from the inputs of the run, so that errors add up.
-        aliases: "auto" accepts the names of transformers, unilm, timm, vLLM and llama.cpp; "none" only those of
-            `refdiff.oracle.trace.known_points`; a dict of your names → points is added to "auto".
+        aliases: your names → points, beside the names of transformers, unilm, timm, vLLM and llama.cpp.
         precision: the type that the run computes in, a key of `rounding.FORMATS`; "auto" detects it from the arrays.
         model: the model of `ref`, needed if its file names no model that can be found.
 
@@ -61,8 +58,7 @@ def first_divergence(
         raise ValueError(f"mode: got {mode!r}, expected one of local, free")
     if precision not in ("auto", *FORMATS):
         raise ValueError(f"precision: got {precision!r}, expected auto or one of {', '.join(FORMATS)}")
-    if isinstance(aliases, str) and aliases not in ("auto", "none"):
-        raise ValueError(f'aliases: got {aliases!r}, expected "auto", "none", or a dict of your names to points')
+    aliases = aliases or {}
     with _naming_files(mine, ref):
         reference, given = read_trace(ref, model=model), read_trace(mine)
         for trace, whose in ((given, "under test"), (reference, "of the reference")):
@@ -74,14 +70,13 @@ def first_divergence(
         names = canonical_names(given, reference, aliases)
         points = separate_maps({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
         known = {path: points[path] for path in reference if path in points}
-        if isinstance(aliases, Mapping):
-            for own in aliases.keys() & given.keys():
-                if own not in names or (names[own] in points and names[own] not in reference):
-                    hint = near_point(str(aliases[own]), reference) or ":"
-                    raise ValueError(
-                        f"aliases: {own!r} is {aliases[own]!r}, which is no point of the reference{hint} it has "
-                        f"{list_first([*reference], 4)}"
-                    )
+        for own in aliases.keys() & given.keys():
+            if names[own] in points and names[own] not in reference:
+                hint = near_point(aliases[own], reference) or ":"
+                raise ValueError(
+                    f"aliases: {own!r} is {aliases[own]!r}, which is no point of the reference{hint} it has "
+                    f"{list_first([*reference], 4)}"
+                )
         if not known:
             listed = f"it has {list_first([*given], 4)}, the reference {list_first([*reference], 4)}"
             raise ValueError(
@@ -136,44 +131,18 @@ def _interleaved(reference: Trace) -> bool:
 def _compare_points(
     known: dict[str, NDArray[Any]], reference: Trace, mode: str, precision: str, unknown: tuple[str, ...]
 ) -> Divergence:
-    # the expected values are float64 themselves, and a difference that should be 0 has the rounding error of its terms
-    unit, tiny = max(FORMATS[precision].u, 2.0**-50), max(FORMATS[precision].tiny, FORMATS["float32"].tiny)
     arrays = {path: arrange(array, path, reference) for path, array in known.items()}
     fitting: dict[str, Floats] = {path: array for path, (array, _) in arrays.items() if array is not None}
-    common = THRESHOLDS.trace.tf32_error if precision == "tf32" else 1.0
     if reference.run is None:
-        expected, mode = _expect_recorded(fitting, reference, unit, tiny), "recorded"
+        expected, mode = _expect_recorded(fitting, reference, precision), "recorded"
     else:
         expected = expect(
-            reference.run, fitting, unit, tiny, common, local=mode == "local",
-            axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
+            reference.run, fitting, precision, local=mode == "local",
+            padding=lambda path, x: _padding(path, x, reference),
         )  # fmt: skip
     stages = [_stage(path, arrays, expected, reference) for path in reference]
-    stages, accepted = _compare_bases(stages, expected)
-    bad = next((s.path for s in stages if s.status in ("differs", "equal up to") and s.path not in accepted), None)
+    bad = next((s.path for s in stages if s.status in ("differs", "equal up to")), None)
     return Divergence(bad, mode, precision, tuple(stages), unknown)
-
-
-def _compare_bases(stages: list[Stage], expected: Mapping[str, Expected]) -> tuple[list[Stage], set[str]]:
-    """Return the stages, and the paths of log-sum-exps that have another base than the reference, as all others have.
-
-    Another base is no mistake, but whatever merges log-sum-exps or computes gradients from them needs one for all.
-    """
-    sums = [s for s in stages if _is_lse(s.path) and (s.status == "equal" or BASE in s.what)]
-    known = [s for s in sums if np.any(np.where(expected[s.path].counted, expected[s.path].value, 0.0))]
-    bases = {s.path: s.what if BASE in s.what else "" for s in known}
-    found, accepted = [], set()
-    for stage in stages:
-        base = bases.get(stage.path)
-        unlike = next((path for path, other in bases.items() if other != base), None)
-        if base and unlike is None:
-            accepted.add(stage.path)
-        found.append(replace(stage, what=f"{base}; {unlike} has another") if base and unlike else stage)
-    return found, accepted
-
-
-def _is_lse(path: str) -> bool:
-    return path.rpartition(".")[2].startswith("lse")
 
 
 def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | None:
@@ -199,65 +168,45 @@ def _stage(path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected
     array, how = arrays[path]
     if array is None:
         return Stage(path, "differs", how, np.inf)
-    stage = _judge(path, array, how, expected, reference)
-    for base, log in LSE_UNITS.items() if _is_lse(path) and stage.status != "equal" else ():
-        converted = array * (log / LSE_UNITS[reference.lse_base])
-        other = _judge(path, converted, how, expected, reference)
-        if other.status == "equal":
-            what = f"equal up to {BASE}: {base}, not {reference.lse_base}"
-            return replace(stage, status="equal up to", what=what, unseen=other.unseen)
-    return stage
+    said = f"lies as ({', '.join(how)})" if how else ""
+    point, base = expected[path], reference.lse_base
+    found = point.compare(array)
+    for other, log in LSE_UNITS.items() if path.rpartition(".")[2].startswith("lse") and not found.ok else ():
+        if (converted := point.compare(array * (log / LSE_UNITS[base]))).ok:  # another base is no mistake
+            found, said = converted, f"to the base {other}, not {base}"
+    numbers = (found.ratio, found.row, found.error, found.size, point.unseen)
+    if found.ok:
+        return Stage(path, "equal", said, *numbers)
+    if said := explanation(path, array, expected, reference):
+        return Stage(path, "equal up to", said, *numbers)
+    if found.worst is not None and found.worst.name == "slope":
+        return Stage(path, "differs", f"{found.worst.value:.2g} too large or too small on the whole", *numbers)
+    unit_note = " (root mean squares of the worst row)" if array.ndim else ""
+    said = f"off by {found.error:.2g} where it should be {found.size:.2g}{unit_note}"
+    if np.isinf(found.ratio):
+        said = f"{found.error:g} where it should be {found.size:g}"
+    return Stage(path, "differs", said, *numbers)
 
 
-def _judge(path: str, array: Floats, how: str, expected: Mapping[str, Expected], reference: Trace) -> Stage:
-    point = expected[path]
-    found = compare(array, point)
-    numbers = (found.ratio, found.worst, found.error, found.size)
-    if not found.ok:
-        if said := explanation(path, array, expected, reference):
-            return Stage(path, "equal up to", said, *numbers)
-        unit_note = " (root mean squares of the worst row)" if found.worst else ""
-        said = f"off by {found.error:.2g} where it should be {found.size:.2g}{unit_note}"
-        if np.isinf(found.ratio):
-            said = f"{found.error:g} where it should be {found.size:g}"
-        return Stage(path, "differs", said, *numbers)
-    unseen, worst = _smallest_visible_factor(point), None
-    if point.bias_tests is not None:
-        with np.errstate(invalid="ignore"):
-            worst, limit = point.bias_tests.judge(array - point.value)
-        unseen = min(unseen, limit)
-    if worst is not None and worst.ratio > 1:
-        return Stage(path, "equal up to", f"equal up to {worst}", worst.ratio, (), found.error, found.size, unseen)
-    return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers, unseen)
-
-
-def _smallest_visible_factor(point: Expected) -> float:
-    """Return the smallest relative error that would be detected in some row."""
-    rows = np.atleast_1d(np.where(point.counted, point.value, 0.0))
-    size = np.sqrt(np.mean(rows**2, axis=-1)) if rows.size else np.zeros(0)
-    limit = THRESHOLDS.trace.row * allowed_rows(point)
-    return float(np.min(limit / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
-
-
-def _expect_recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Expected]:
+def _expect_recorded(given: Mapping[str, Floats], reference: Trace, precision: str) -> dict[str, Expected]:
     """Return the reference's recorded arrays as expected values, if the run cannot be repeated.
 
     The relative error of a point may be `error_growth` times that of the points that it is computed from.
     """
     expected: dict[str, Expected] = {}
     levels: dict[str, float] = {}
-    limits = THRESHOLDS.trace
-    flow = Flow(reference)
+    limits, unit, flow = THRESHOLDS.trace, unit_roundoff(precision), Flow(reference)
     for path, array in reference.items():
         wide = array.astype(np.float64)
         size = _rms(wide)
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
         level = max(known, default=limits.recorded_units * unit)
-        allowed = limits.error_growth / limits.row * level * size * _norm_gain(path, reference, flow)
-        spread = np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1])
-        expected[path] = Expected(wide, spread, _padding(path, wide, reference), unit=unit)
+        allowed = limits.error_growth / limits.rows.row * level * size * _norm_gain(path, reference, flow)
+        hidden = _padding(path, wide, reference)
+        # sums may be in another order, so that all rows may have a factor
+        expected[path] = Expected(wide, precision, allowed, limits.error_growth * level, hidden)
         if path not in given:
-            level = math.hypot(level, limits.recorded_units * min(unit, SINGLE))  # sums are added in another order
+            level = math.hypot(level, limits.recorded_units * min(unit, U32))  # sums are added in another order
         elif size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
             level = off if level < off <= limits.error_growth * level else level
@@ -326,43 +275,28 @@ def _input_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[
             x = x.reshape(y.shape)
         what = "tokens" if name == "input_ids" else name
         if x.shape != y.shape:
-            shapes = f"{x.shape} and {y.shape}{_first_difference(name, x, y)}"
-            said = f"the two runs have {what} of different shapes, {shapes}"
-            if name == "input_ids" and x.size != y.size:
+            said = f"the two runs have {what} of different shapes, {x.shape} and {y.shape}"
+            if name == "input_ids":
                 raise ValueError(f"{said}; record the same text in both")
             found.append(said)
         elif not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
-            found.append(f"the two runs have different {what}{_first_difference(name, x, y)}")
+            unlike = np.flatnonzero((x != y).reshape(-1, x.shape[-1]).any(axis=0)) if x.ndim else x
+            since = f" from position {unlike[0]}" if name == "input_ids" and len(unlike) else ""
+            found.append(f"the two runs have different {what}{since}")
     return found
-
-
-def _first_difference(name: str, x: Any, y: Any) -> str:
-    """Say from which position on the tokens differ."""
-    if name != "input_ids" or x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        return ""
-    n = min(x.shape[1], y.shape[1])
-    unlike = (x[:, :n] != y[:, :n]).any(0)
-    at = int(np.argmax(unlike)) if unlike.any() else n
-    return f" from position {at}" if x.shape == y.shape else f", and different ones from position {at}"
 
 
 def _metadata_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
     """Say how the models or specs of two recordings differ, as far as both are known."""
     found = []
     for part, what in (("config", "models"), ("spec", "specs")):
-        if part in mine and part in ref and (other := _differing_fields(mine[part], ref[part])):
+        x, y = mine.get(part, {}), ref.get(part, {})
+        names = [name for name in sorted({*x, *y}) if x and y and x.get(name) != y.get(name)]
+        if names:
+            other = list_first([f"{name} ({x.get(name)} and {y.get(name)})" for name in names], 4)
             found.append(f"recorded of {what} of different {other}")
-    if "dtype" in mine and "dtype" in ref and mine["dtype"] != ref["dtype"]:
-        found.append(
-            f"recorded in {mine['dtype']}, the reference in {ref['dtype']}: the weights of one of them are rounded"
-        )
-    places = mine.get("model"), ref.get("model")
-    if not found and None not in places and places[0] != places[1]:
-        found.append(f"recorded of the model {places[0]}, the reference of {places[1]}")
+    for part, what in (("dtype", "in"), ("model", "of the model")):
+        x, y = mine.get(part), ref.get(part)
+        if None not in (x, y) and x != y and not found:
+            found.append(f"recorded {what} {x}, the reference {what} {y}")
     return found
-
-
-def _differing_fields(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> str:
-    """List the fields in which two mappings differ, with both values."""
-    names = [name for name in sorted({*mine, *ref}) if mine.get(name) != ref.get(name)]
-    return list_first([f"{name} ({mine.get(name)} and {ref.get(name)})" for name in names], 4)

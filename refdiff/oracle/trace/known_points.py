@@ -69,20 +69,16 @@ _MODEL_NAMES = {
 }
 
 
-def canonical_names(names: Iterable[str], points: Iterable[str], aliases: str | Mapping[str, str]) -> dict[str, str]:
+def canonical_names(names: Iterable[str], points: Iterable[str], aliases: Mapping[str, str]) -> dict[str, str]:
     """Return the path of each name: a point of `points`, a name that `separate_maps` splits, or no point at all.
 
     Args:
-        aliases: "auto" uses the tables above, "none" only exact names; a table of your own, name → path, is added to
-            "auto".
+        aliases: names → paths, beside the tables above.
     """
     known = set(points)
     base = path_prefix(known) if any("layers." in path for path in known) else None
-    found: dict[str, str] = {}
-    for name in names:
-        own = aliases.get(name, name) if isinstance(aliases, Mapping) else name
-        found[name] = own if own in known or aliases == "none" else _translate(own, base)
-    return found
+    own = {name: aliases.get(name, name) for name in names}
+    return {name: path if path in known else _translate(path, base) for name, path in own.items()}
 
 
 def path_prefix(points: Iterable[str]) -> str:
@@ -270,9 +266,6 @@ class Flow:
 
     def _repetitions(self, stem: str, repetition: str, child: str) -> list[str]:
         """Return the visits of a parent that belong to one visit of its child, if sequences are run one by one."""
-        if stem.startswith("rotary_emb.") and f"{stem}[1]" in self._points:  # visited alternately for queries and keys
-            n = 2 * int(repetition.strip("[]") or 0) + child.endswith("k_rope")
-            repetition = f"[{n}]" if n else ""
         if child == OUT.path:
             return [p for p in self._points if split_repeated(p)[0] == stem]
         return [stem + repetition if stem + repetition in self._points else stem]

@@ -22,11 +22,9 @@ from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.layers.plain_heads import concat_heads
 from refdiff.memory import physical_memory
+from refdiff.oracle.rounding import U32
 from refdiff.oracle.trace.known_points import path_prefix
 from refdiff.oracle.truth.attention_operands import log_sum_exp
-
-SINGLE, DOUBLE = 2.0**-24, 2.0**-53
-"""Unit roundoff of float32 and float64."""
 
 LSE_UNITS = {"e": 1.0, "2": math.log(2), "10": math.log(10)}
 """The natural logarithm of each base that a log-sum-exp may have."""
@@ -38,14 +36,12 @@ class Visit(Protocol):
     """A function of a point's path and value that returns the value with which the run continues.
 
     hidden: masked entries. doubt: a function from the unit roundoff to the error of a correct evaluation in addition to
-    the rounding of the value. terms: the number of products that each number is a sum of. epsilon: ε of a norm, and a
-    function that returns ∂value/∂ε.
+    the rounding of the value. terms: the number of products that each number is a sum of.
     """
 
     def __call__(
         self, path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
-        doubt: Callable[[float], Any] | None = None, terms: int = 1,
-        epsilon: tuple[float, Callable[[], Array]] | None = None,
+        doubt: Callable[[float], Any] | None = None, terms: int = 0,
     ) -> Array: ...  # fmt: skip
 
 
@@ -125,11 +121,13 @@ class Points:
         self, function: Callable[..., Any], positions: Array, frequencies: Any, scale: float, dtype: Any
     ) -> tuple[Array, Array]:
         cos, sin = function(positions, frequencies, scale, dtype)
+        if not self._layers:  # a spec has angles for queries and others for keys: q_rope and k_rope show them
+            return cos, sin
         angles = np.abs(to_numpy(positions)[:, None, :, None] * np.asarray(frequencies))
 
         def doubt(unit: float) -> Any:
             # angles are computed in float32 or float64, whatever the type of the run
-            return scale * (SINGLE if unit >= SINGLE else DOUBLE) * (1 + 4 * angles)
+            return scale * min(unit, U32) * (1 + 4 * angles)
 
         at = f"{self._base}rotary_emb."
         return self._visit(at + "cos", cos, doubt=doubt), self._visit(at + "sin", sin, doubt=doubt)
@@ -149,23 +147,14 @@ class Points:
         path = self._names.get(id(weight), "")
         layer = _LAYER.fullmatch(path)
         if layer is None and path != f"{self._base}norm":
-            return self._normed(self._prefix + "groupnorm", function, x, weight, eps)
+            return self._visit(self._prefix + "groupnorm", function(x, weight, eps))
         if layer is None:
             self._visit_residual(f"{self._base}layers.{self._layers - 1}", x)
         elif layer[3] == "post_attention_layernorm":
             self._visit_residual(f"{path}.input", x)
         elif int(layer[2]) > 0:
             self._visit_residual(f"{layer[1]}.{int(layer[2]) - 1}", x)
-        return self._normed(path, function, x, weight, eps)
-
-    def _normed(self, path: str, function: Callable[..., Any], x: Array, weight: Array | None, eps: float) -> Array:
-        y = function(x, weight, eps)
-
-        def by_epsilon() -> Array:
-            """∂y/∂ε = −y / (2 (mean x² + ε))."""
-            return -y / (2 * (namespace(x).mean(x * x, axis=-1, keepdims=True) + eps))
-
-        return self._visit(path, y, epsilon=(float(eps), by_epsilon))
+        return self._visit(path, function(x, weight, eps))
 
     def _visit_residual(self, path: str, x: Array) -> None:
         """Visit a sum on the residual path, which no function of `ops` computes."""

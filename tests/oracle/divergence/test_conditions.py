@@ -42,8 +42,7 @@ def test_other_tokens() -> None:
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [
-        (TOKENS[:, :5], "(2, 5) and (2, 7), and different ones from position 5"),
-        (changed(3)[:, :5], "(2, 5) and (2, 7), and different ones from position 3"),
+        (TOKENS[:, :5], "(2, 5) and (2, 7)"),
         (TOKENS[:1], "(1, 7) and (2, 7)"),
     ],
 )
@@ -69,7 +68,7 @@ def test_other_models() -> None:
     found = first_divergence(of(rms_norm_eps=0.1, rope_theta=500.0), REF)
     assert found.apart[0].startswith("recorded of models of different rms_norm_eps (0.1 and 1e-05)")
     assert first_divergence(about(model="a"), about(model="b")).apart == (
-        "recorded of the model a, the reference of b",
+        "recorded of the model a, the reference of the model b",
     )
     assert first_divergence(about(model="a"), about(model=None)).apart == ()
 

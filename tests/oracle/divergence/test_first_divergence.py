@@ -241,8 +241,6 @@ def test_arguments() -> None:
     _, ref = prepared("hf", "float32")
     with says(ValueError, "mode: got 'far', expected one of local, free"):
         first_divergence(ref, ref, mode="far")
-    with says(ValueError, 'aliases: got \'all\', expected "auto", "none", or a dict of your names to points'):
-        first_divergence(ref, ref, aliases="all")
     with pytest.raises(ValueError, match=r"precision: got 'fp8', expected auto or one of float64, float32, tf32"):
         first_divergence(ref, ref, precision="fp8")
     with pytest.raises(ValueError, match=r"none of the names in the trace is a point of the reference: it has a, b, "):

@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from refdiff.oracle import Divergence, first_divergence, trace
+from refdiff.oracle import Divergence, Spec, first_divergence, trace
 from refdiff.oracle.divergence import Stage
 from tests.model.models import ids, small_model
+from tests.oracle.example_inputs import draw
 
 REF = trace(small_model(), ids(0, 2, 5))
 AT = "model.layers.1.self_attn."
@@ -156,3 +157,15 @@ def test_another_shape_is_no_mistake_of_points_before() -> None:
     said = str(first_divergence({"lm_head": REF["lm_head"][:, -1:]}, REF))
     assert "has shape (2, 1, 53), expected (2, 5, 53) or another order of its axes" in said
     assert "may be there" not in said
+
+
+def test_angles_of_keys_are_not_those_of_queries() -> None:
+    """With keys' positions one too high, the rotated keys are the first wrong point, whatever else is there."""
+    spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6)
+    inputs = draw(spec, 1, dtype=np.float32, T=5)
+    ref, moved = trace(spec, inputs), np.arange(1, inputs["k"].shape[2] + 1)[None]
+    wrong = {path: x.astype(np.float32) for path, x in trace(spec, {**inputs, "k_positions": moved}).items()}
+    for mine in (wrong, {path: wrong[path] for path in ("q_rope", "k_rope", "out")}):
+        found = first_divergence(mine, ref)
+        assert found.path == "k_rope"
+        assert next(s.status for s in found.stages if s.path == "q_rope") == "equal"

@@ -40,7 +40,7 @@ A = "model.layers.1.self_attn."
     ],
 )
 def test_names(name: str, path: str) -> None:
-    assert canonical_names([name], POINTS, "auto") == {name: path}
+    assert canonical_names([name], POINTS, {}) == {name: path}
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,14 @@ def test_names(name: str, path: str) -> None:
 )  # fmt: skip
 def test_names_of_the_attention_alone(name: str, path: str) -> None:
     points = list(trace(SPEC, spec_inputs()))
-    found = canonical_names([name], points, "auto")[name]
+    found = canonical_names([name], points, {})[name]
     assert found.removeprefix("self_attn.") == path
 
 
-def test_own_and_no_names() -> None:
+def test_own_names() -> None:
     table = {"mine": A + "diff", "blocks.0.attn.x": "layers.0.self_attn.attn1"}
     assert canonical_names([*table, "norm1"], POINTS, table) == {
         "mine": A + "diff",
         "blocks.0.attn.x": "model.layers.0.self_attn.attn1",
         "norm1": "model.norm1",
-    }
-    assert canonical_names(["blocks.1.attn.proj", A + "diff"], POINTS, "none") == {
-        "blocks.1.attn.proj": "blocks.1.attn.proj",
-        A + "diff": A + "diff",
     }
