@@ -137,3 +137,8 @@ def show_value(value: Any) -> str:
     except ValueError:  # Python refuses to print integers of thousands of digits, such as those inside a list
         return f"{json_type(value)} with an integer of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def show_typed(value: Any) -> str:
+    """Show a value with its JSON type; null alone, which is both."""
+    return "null" if value is None else f"{show_value(value)}, {json_type(value)}"

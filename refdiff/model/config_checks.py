@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from refdiff.layers.activation import NAMES as ACTIVATIONS
-from refdiff.messages import did_you_mean, json_type, show_name, show_value
+from refdiff.messages import did_you_mean, show_name, show_typed, show_value
 from refdiff.model.variants import VARIANTS
 
 Config = Any
@@ -49,7 +49,7 @@ _DTYPE_ALIASES = {"float": "float32", "double": "float64", "half": "float16"}
 def integer(name: str, value: Any, low: int, high: int) -> int:
     """Return `value` as an int within `low` and `high`, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected an integer")
+        raise ValueError(f"{name}: got {show_typed(value)}, expected an integer")
     number = int(value)
     if not low <= number <= high:
         raise ValueError(f"{name}: got {show_value(number)}, expected {low} to {high}")
@@ -64,7 +64,7 @@ def size(high: int) -> Callable[[str, Any], int]:
 def non_negative(name: str, value: Any) -> float:
     """Return `value` as a finite float of 0 or more, or raise `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected a number of 0 or more")
+        raise ValueError(f"{name}: got {show_typed(value)}, expected a number of 0 or more")
     number = int(value) if isinstance(value, numbers.Integral) else float(value)
     if not 0 <= number <= 1e30:  # false for NaN too; more would not fit float32
         raise ValueError(f"{name}: got {show_value(number)}, expected 0 to 1e30")
@@ -74,7 +74,7 @@ def non_negative(name: str, value: Any) -> float:
 def boolean(name: str, value: Any) -> bool:
     """Return `value` if it is a bool, or raise `ValueError`."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected true or false")
+        raise ValueError(f"{name}: got {show_typed(value)}, expected true or false")
     return value
 
 
@@ -258,7 +258,7 @@ def _parse_id2label(value: Any) -> dict[int, str]:
         index = int(key) if isinstance(key, str) and len(key) < 12 and key.isascii() and key.isdigit() else key
         index = integer(f"the key {show_value(key)} of id2label", index, 0, 2**31 - 1)
         if isinstance(label, dict | list) or label is None:
-            raise ValueError(f"id2label[{key}]: got {show_value(label)}, {json_type(label)}, expected a string")
+            raise ValueError(f"id2label[{key}]: got {show_typed(label)}, expected a string")
         if index in labels:
             raise ValueError(f"id2label: got index {index} twice, expected it once; keep one of them")
         labels[index] = str(label)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from refdiff.messages import json_type, show_name, show_value
+from refdiff.messages import json_type, show_name, show_typed, show_value
 
 DEFAULT_THETA = 10000.0
 
@@ -161,7 +161,7 @@ def _check_number(rope: dict[str, Any], name: str) -> None:
 
 def _require_number(value: Any, name: str, *, may_be_zero: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name}: got {show_value(value)}, {json_type(value)}, expected a number")
+        raise ValueError(f"{name}: got {show_typed(value)}, expected a number")
     # NaN fails this too. The limits leave room for the powers and products of the formulas.
     if not (1e-30 <= value <= 1e30 or (may_be_zero and value == 0)):
         raise ValueError(f"{name}: got {show_value(value)}, expected {'0, or ' if may_be_zero else ''}1e-30 to 1e30")

@@ -13,7 +13,7 @@ from refdiff.model.variants import VARIANTS
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 64.0}, "hidden_size: got 64.0, a number, expected an integer"),
-    ({"initializer_range": None}, "initializer_range: got None, null, expected a number of 0 or more"),
+    ({"initializer_range": None}, "initializer_range: got null, expected a number of 0 or more"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps: got nan, expected 0 to 1e30"),
     ({"attention_bias": 1}, "attention_bias: got 1, an integer, expected true or false"),
     ({"attention_dropout": 0.1}, "attention_dropout: got 0.1, expected 0.0"),

@@ -99,7 +99,7 @@ def test_valid_settings_pass_without_a_word(rope: dict[str, Any]) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_type": "su"}, "rope_type: got 'su', expected one of default, linear"),
-    ({"rope_type": "default", "rope_theta": None}, "rope_theta: got None, null, expected a number"),
+    ({"rope_type": "default", "rope_theta": None}, "rope_theta: got null, expected a number"),
     ({"rope_type": "default", "rope_theta": "10000"}, "rope_theta: got '10000', a string"),
     ({"rope_type": "default", "rope_theta": math.nan}, "rope_theta: got nan"),
     ({"rope_type": "default", "rope_theta": 10**5000}, "rope_theta: got an integer above 10\\^40"),
