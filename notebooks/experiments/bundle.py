@@ -29,6 +29,8 @@ from refdiff.training.train import VALIDATION_ROWS
 
 LIMIT = 6_000_000
 """The most bytes of a model in the package."""
+CHAT_TEMPLATE = "{{ messages | map(attribute='content') | join(' ') }}\n"
+"""The model continues what both have written; it has seen no conversation."""
 PROMPT, SAMPLE_TOKENS, SAMPLE_SEED = "Once upon a time", 120, 1
 _SIZES = {
     "vocab_size": "vocab-size",
@@ -61,6 +63,7 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
     DiffLlamaForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(out)
     for name in checkpoint.TOKENIZER:
         write_atomically(out / name, (folder / name).read_bytes())
+    write_atomically(out / "chat_template.jinja", CHAT_TEMPLATE.encode())
     model, corpus = DiffLlamaForCausalLM.from_pretrained(out, dtype="float32"), Corpus(run / "corpus")
     reached = evaluate(model, corpus, settings["context"], settings["batch_size"])
     changes = [current_names(change) for change in about.get("changes", [])]
@@ -137,6 +140,9 @@ tags: [diffllama, differential-transformer, fairy-tales]
 {config.hidden_size} wide, trained from scratch by `refdiff train`, in NumPy. With it the first command of the package
 works without a network, and learners can look into a trained model. It writes in the style of fairy tales, but knows no
 facts. It is an ordinary checkpoint: transformers loads it.
+
+It has seen no conversation. Its chat template joins all messages to one text, so `refdiff generate --chat` tells a tale
+in turns: you begin it, the model continues, you continue.
 
 On the last {unseen:.0f} % of the text, which neither the model nor its tokenizer saw in training, it needs
 **{reached["bits_per_byte"]:.3f} bits per byte** ({reached["validation"]:.3f} nats a token, rows of

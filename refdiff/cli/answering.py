@@ -38,6 +38,8 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in NUMBERS if name != "seed" and getattr(args, name) is not None}
     if args.model == bundled.NAME:
         given.setdefault("repetition_penalty", BUNDLED_PENALTY)
+        if args.chat:  # the more a text has of the same words, the less a penalty helps
+            given.setdefault("no_repeat_ngram_size", 4)
     given["stop"] = args.stop or []
     given["ignore_eos"] = args.ignore_eos
     return given
@@ -57,7 +59,7 @@ def check_template(tokenizer: Any, args: argparse.Namespace) -> None:
     own = tokenizer.chat_template
     if args.chat and (own is None or (isinstance(own, dict) and "default" not in own)):
         has = "has no chat template" if own is None else f"none of its chat templates ({', '.join(own)}) is the default"
-        raise UsageError(f"{args.model}: {has}; leave out --chat, or give a model with one: -m user/name")
+        raise UsageError(f"{args.model}: {has}; leave out --chat, or give a model with one, such as -m bundled")
 
 
 _FIRST_PART = 16

@@ -165,7 +165,7 @@ def test_chat_without_a_template_says_to_leave_out_the_flag(
     expected = "none of its chat templates (rag, tool_use) is the default" if templates else "has no chat template"
     assert cli("generate", "-m", "model", "--chat", "h") == (
         *(2, ""),
-        f"refdiff generate: error: model: {expected}; leave out --chat, or give a model with one: -m user/name\n",
+        f"refdiff generate: error: model: {expected}; leave out --chat, or give a model with one, such as -m bundled\n",
     )
 
 

@@ -37,7 +37,8 @@ def test_the_folder_loads_and_reaches_what_the_card_says(run: Path, tmp_path: Pa
     out = tmp_path / "model"
     reached = bundle.bundle(run, out, SOURCES)
     assert sorted(p.name for p in out.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+        "README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     ]  # fmt: skip
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(out)
     assert model.dtype == "float16"
