@@ -134,6 +134,8 @@ def _check(args: argparse.Namespace) -> int:
         text = f"{text}\ndiagnosis: {named}"
     elif verdict.status == "fail":
         text += "\n--diagnose names the mistake"
+    elif not verdict:
+        text += "\ncorrect kernels differ too much on these inputs; judge the kernel by others, too"
     print_report(report, None if args.json else wrap_text(text))
     return 0 if verdict else 1
 

@@ -7,14 +7,17 @@ import contextlib
 import importlib
 import json
 import secrets
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from refdiff import bundled
 from refdiff.cli.answering import check_length, check_template, encode, generate_into, given_options
 from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
-from refdiff.cli.terminal import note, one_line, write_text
+from refdiff.cli.terminal import note, one_line, text_writer
 from refdiff.cli.transcript import Transcript
 from refdiff.errors import CheckpointError
 from refdiff.files import MAX_JSON, expand_home, read_text, unique_keys, write_atomically
@@ -35,6 +38,8 @@ def converse(args: argparse.Namespace) -> int:
     messages = list(first)
     if not args.quiet:
         note(HELP)
+        if args.model == bundled.NAME:
+            note("the bundled model has learnt tales only: begin one, and continue it in turns")
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # with which `input` edits a line and brings back earlier ones
     while (line := _read()) is not None:
@@ -65,6 +70,23 @@ def _read() -> str | None:
         except EOFError:
             note("")
             return None
+
+
+@contextlib.contextmanager
+def _silent_keyboard() -> Iterator[None]:
+    """Keep what is typed off the terminal, where it would stand in the answer: the next prompt reads it."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
@@ -100,15 +122,16 @@ def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list
     given = given_options(args)
     try:
         ids = _fitting(model, tokenizer, messages, first, given)
-        transcript = Transcript(tokenizer, given["stop"], write_text)
+        write = text_writer()
+        transcript = Transcript(tokenizer, given["stop"], write)
         seed = secrets.randbits(32) if args.seed is None else args.seed + len(messages)
-        with transcript.progress_shown(quiet=args.quiet):
+        with _silent_keyboard(), transcript.progress_shown(quiet=args.quiet):
             generate_into(transcript, model, tokenizer, ids, given, seed)
     except (ValueError, FloatingPointError) as error:
         note(f"refdiff: {one_line(error)}")
         del messages[-1]
         return
-    write_text("\n")
+    write("\n")
     messages.append({"role": "assistant", "content": transcript.text})
 
 

@@ -85,5 +85,11 @@ def run(args: argparse.Namespace) -> int:
             limits=ProcessLimits(args.timeout, int(args.memory * 2**30), args.allow_processes),
             doing=what.append,
         )
-    print_report(report.to_dict(), None if args.json else wrap_text(str(report)))
+    text = str(report)
+    if not report:
+        text += (
+            f"\n-s {report.seed} judges by the same numbers again; `refdiff check --diagnose FILE` names the mistake "
+            "in a file of inputs and outputs"
+        )
+    print_report(report.to_dict(), None if args.json else wrap_text(text))
     return 0 if report else 1
