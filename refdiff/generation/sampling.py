@@ -7,6 +7,7 @@ The results are those of transformers' warpers. The draw inverts the cumulative 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -209,7 +210,7 @@ def draw(probabilities: NDArray[np.floating], u: float) -> int:
 
 
 _BLOCK = 1024
-"""Weights that are summed at a time."""
+"""The fewest weights that are summed at a time."""
 
 
 def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> NDArray[np.int64]:
@@ -220,7 +221,8 @@ def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> N
     """
     weights = softmax(log_weights.astype(np.float64))
     drawable = min(k, int(np.count_nonzero(weights)))
-    blocks = np.pad(weights, (0, -len(weights) % _BLOCK)).reshape(-1, _BLOCK)
+    size = max(_BLOCK, math.isqrt(len(weights)))  # a draw reads one block and the sums of all
+    blocks = np.pad(weights, (0, -len(weights) % size)).reshape(-1, size)
     sums = blocks.sum(axis=1)
     chosen: list[int] = []
     for _ in range(drawable):
@@ -228,8 +230,8 @@ def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> N
         target = stream.next() * cumulative[-1]
         block = min(int(np.searchsorted(cumulative, target, side="right")), int(np.flatnonzero(sums)[-1]))
         left = (target - (cumulative[block - 1] if block else 0.0)) / sums[block]
-        chosen.append(block * _BLOCK + draw(blocks[block], max(left, 0.0)))
-        blocks[block, chosen[-1] % _BLOCK] = 0.0
+        chosen.append(block * size + draw(blocks[block], max(left, 0.0)))
+        blocks[block, chosen[-1] % size] = 0.0
         sums[block] = blocks[block].sum()
     if len(chosen) < k:
         rest = np.argsort(-log_weights, kind="stable")

@@ -235,3 +235,11 @@ def test_without_replacement_falls_back_on_the_best_of_the_impossible() -> None:
     assert got.tolist() == [1, 2, 3, 0]
     none = draw_without_replacement(weights, 0, Uniforms(np.random.SeedSequence(0)))
     assert (none.shape, none.dtype) == ((0,), np.int64)
+
+
+def test_a_draw_without_replacement_reads_the_square_root_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 2 · num_beams draws is among num_beams · V weights: with a fixed block the work would be its square."""
+    read, cumsum = [], np.cumsum
+    monkeypatch.setattr(np, "cumsum", lambda x, **options: read.append(len(x)) or cumsum(x, **options))
+    draw_without_replacement(np.zeros(9_000_000, np.float32), 5, Uniforms(np.random.SeedSequence(0)))
+    assert sum(read) <= 5 * 2.1 * 3000
