@@ -43,7 +43,7 @@ def first_divergence(
     A point is wrong if a row or number has a larger error than rounding explains, or all rows together have a factor.
 
     Args:
-        mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); refdiff recorded `ref`.
+        mine, ref: a `Trace`, a dict of arrays or a file (`read_trace`); refdiff recorded `ref`.
         mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error is
             charged to the point that made it. "free": from the inputs of the run, so that errors add up.
         aliases: your names → points, beside the names of transformers, unilm, timm, vLLM and llama.cpp.

@@ -1,6 +1,6 @@
 """Record every intermediate of a run of a model, a spec or a torch module; write and read traces; repeat runs.
 
-A trace is read from a dict of arrays, a file, or a folder of transformers' debugger.
+A trace is read from a dict of arrays or a file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -39,9 +40,6 @@ from refdiff.oracle.trace.points import Points, Visit, check_memory
 from refdiff.oracle.truth.forward import forward
 
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)$")
-_DUMP = re.compile(
-    r"[^.]+\.(?P<module>.+)_((?P<input>inputs)_(args_0|kwargs_hidden_states|kwargs_x)|(?P<output>outputs(_\d+)?))"
-)
 FORMAT = "refdiff trace 1"
 ARRAYS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "labels")
 """The arguments of a model that are kept with a trace."""
@@ -190,21 +188,18 @@ def read_trace(source: Source, *, model: Any = None) -> Trace:
     """Read a trace.
 
     Args:
-        source: a dict of arrays of any library; a safetensors or npz file, written by refdiff or by you; or a folder
-            that transformers' `model_addition_debugger_context` wrote with `use_repr=False`.
+        source: a dict of arrays of any library, or a safetensors or npz file, written by refdiff or by you.
         model: the model of the run, or its folder or hub repo, which is needed to repeat the run; by default the folder
             that the file names, if it exists.
 
     Raises:
-        CheckpointError: the file or folder is broken, or of another kind.
+        CheckpointError: the file is broken, or of another kind.
     """
     if isinstance(source, Trace):
         return source
     if isinstance(source, Mapping):
         return _without_run({name: any_array(x, name) for name, x in source.items()})
     path = Path(source)
-    if path.is_dir():
-        return _without_run(read_debugger_folder(path))
     arrays, metadata = read_arrays(path)
     if metadata.get("format") != FORMAT:
         return _without_run(arrays)
@@ -278,50 +273,24 @@ def _make_run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
     return ModelRun(model, {name: np.asarray(x) for name, x in inputs.items()})
 
 
-def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
-    """Read a folder that `model_addition_debugger_context(model, debug_path=folder, use_repr=False)` wrote.
-
-    Raises:
-        CheckpointError: it is another folder, or has no tensors: with use_repr=True, the default, transformers writes
-            only a few numbers of each tensor, as text.
-    """
-    if not any(folder.glob("*_debug_tree_*.json")):
-        raise CheckpointError(
-            f"{folder}: no folder of transformers' model_addition_debugger_context: no *_debug_tree_*.json in it"
-        )
-    dumps = [(path, m) for path in sorted(folder.glob("*.safetensors")) if (m := _DUMP.fullmatch(path.stem))]
-    if not dumps:
-        raise CheckpointError(
-            f"{folder}: no tensors: let model_addition_debugger_context write them with use_repr=False; by default it "
-            "prints a few numbers of each"
-        )
-    points: dict[str, NDArray[Any]] = {}
-    last = _last_layer(m["module"] for _, m in dumps)
-    for path, m in dumps:
-        if point := _point_path(m["module"], m["input"] or m["output"], last):
-            arrays, _ = read_arrays(path, folder=folder)
-            if "data" not in arrays:
-                raise CheckpointError(
-                    f"{path}: no tensor is called data, as transformers' debugger names it; write it again"
-                )
-            points[point] = arrays["data"]
-    return points
-
-
 @contextmanager
 def hooks(module: Any) -> Iterator[dict[str, NDArray[Any]]]:
     """Record a torch module while it runs: `with hooks(model) as mine: model(ids)`, then `first_divergence(mine, ref)`.
 
     The outputs of all submodules are recorded, and the inputs of those whose input is no output of another submodule.
+    Further calls of a submodule get a number, as further visits of a point do: "model.rotary_emb.cos[1]".
     """
     points: dict[str, NDArray[Any]] = {}
+    visits = Counter[tuple[str, str]]()
     names = dict(module.named_modules())
     last = _last_layer(names)
 
     def keep(name: str, what: str, value: Any) -> None:
         point = _point_path(name, what, last)
         if point and hasattr(value, "__dlpack__") and hasattr(value, "shape"):
-            points[point] = any_array(value, point).copy()
+            n = visits[name, what]  # a point may be the output of one module and the input of another
+            visits[name, what] += 1
+            points[f"{point}[{n}]" if n else point] = any_array(value, point).copy()
 
     def before(name: str, _: Any, args: Any, kwargs: Any) -> None:
         for value in (*args[:1], *(kwargs[key] for key in ("hidden_states", "x") if key in kwargs)):
