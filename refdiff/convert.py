@@ -4,9 +4,9 @@ hf ↔ paper    Reorder the heads of q, k and v (pairs i, i + H/2 against 2i, 2i
               head (RoPE in halves against interleaved). The columns of o_proj stay: both order them by pairs. The
               weight w of unilm's norm goes into o_proj: W_O (w ⊙ y) = (W_O diag w) y; converted from hf it is 1. If the
               model's ε differs from unilm's 1e-5, v_proj is scaled by s: RMSNorm(s c; ε) = RMSNorm(c; ε/s²).
-none → v2     Both queries of a pair are the Llama's query, and W_λ = 0. Then softmax − σ(0) softmax = softmax / 2, and
+plain → v2    Both queries of a pair are the Llama's query, and W_λ = 0. Then softmax − σ(0) softmax = softmax / 2, and
               W_O is doubled.
-v2 → none     If W_λ = 0, λ is 1/2 everywhere, and W_O (A₁ − A₂/2) V = [W_O, −W_O/2] [A₁ V; A₂ V] is plain attention
+v2 → plain    If W_λ = 0, λ is 1/2 everywhere, and W_O (A₁ − A₂/2) V = [W_O, −W_O/2] [A₁ V; A₂ V] is plain attention
               with twice the heads, or with as many heads if the two queries of each pair are equal.
 
 "Exact" means in float64. Weights in 16 bits are rounded again where they are multiplied; `prove` reports by how much.
@@ -36,7 +36,7 @@ from refdiff.backends import ops_for
 from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, attention
-from refdiff.model.variants import VARIANTS
+from refdiff.model.variants import VARIANTS, current_name
 from refdiff.model.weights import attention_shapes, flatten, nest
 from refdiff.model.weights.precision import UNIT, round_to
 
@@ -52,7 +52,7 @@ SAME_IN_BOTH = (
     "max_position_embeddings", "rope_parameters", "rms_norm_eps", "tie_word_embeddings", "pad_token_id", "num_labels",
 )  # fmt: skip
 """The config fields that decide what a model computes. A conversion may change the others: those for the layout of
-attention's weights (wiring, number of heads, bias). `rms_norm_eps` is the ε of all norms outside of attention."""
+attention's weights (variant, number of heads, bias). `rms_norm_eps` is the ε of all norms outside of attention."""
 
 TOKENS = 9
 EXACT = 1e-10
@@ -63,18 +63,18 @@ by at most as much, but with other signs, which seldom double the difference. Mi
 
 
 def convert(
-    config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, *, eager: bool = False
+    config: DiffLlamaConfig, params: Mapping[str, Any], variant: str, *, eager: bool = False
 ) -> tuple[DiffLlamaConfig, Params]:
     """Rearrange a model's weights so that another attention variant computes the same function.
 
     The result has the dtype of the weights: multiplied weights (see `refdiff.convert`) are rounded again in 16 bits.
 
     Args:
-        config: the config of the weights; its `wiring` is the variant to convert from.
+        config: the config of the weights; its `variant` is the variant to convert from.
         params: the weights as in `model.params`, of any backend. They are not changed. The result shares arrays that
             stay the same; all others are NumPy arrays.
-        wiring: the variant to convert to, by the name that it has in `DiffLlamaConfig.wiring`.
-        eager: the weights, in the wiring "paper", were trained with unilm's `multihead_diffattn.py`.
+        variant: the variant to convert to, by the name that it has in `DiffLlamaConfig.variant`.
+        eager: the weights, in the variant "paper", were trained with unilm's `multihead_diffattn.py`.
 
     Returns:
         the config and the weights of the new model.
@@ -82,7 +82,7 @@ def convert(
     Raises:
         ValueError: there is no exact conversion; the message has the reason. Or the weights are not those of `config`.
     """
-    new, change = _plan(config, params, wiring, eager)
+    new, change = _plan(config, params, variant, eager)
     if change is None:
         return new, dict(params)
     layers = [
@@ -92,7 +92,7 @@ def convert(
 
 
 def convert_later(
-    config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, *, eager: bool = False
+    config: DiffLlamaConfig, params: Mapping[str, Any], variant: str, *, eager: bool = False
 ) -> tuple[DiffLlamaConfig, Params]:
     """Convert as `convert` does, but compute the attention of a layer, in float64, when it is read.
 
@@ -102,7 +102,7 @@ def convert_later(
     Raises:
         ValueError: as `convert`; problems of a layer's numbers are raised when that layer is read.
     """
-    new, change = _plan(config, params, wiring, eager)
+    new, change = _plan(config, params, variant, eager)
     if change is None:
         return new, dict(params)
     step, shapes = change, attention_shapes(new)
@@ -126,20 +126,21 @@ def convert_later(
 
 
 def _plan(
-    config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, eager: bool
+    config: DiffLlamaConfig, params: Mapping[str, Any], variant: str, eager: bool
 ) -> tuple[DiffLlamaConfig, Callable[[Params], Params] | None]:
     """Return the new model's config, and the function that converts a layer's attention; None if it stays the same."""
-    if wiring not in VARIANTS:
-        raise ValueError(f"wiring: got {wiring!r}, expected one of {', '.join(VARIANTS)}")
+    variant = current_name(variant)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant: got {variant!r}, expected one of {', '.join(VARIANTS)}")
     _refuse_eager(config, eager)
     new = copy.deepcopy(config)
-    if config.wiring == wiring:
+    if config.variant == variant:
         return new, None
-    old = VARIANTS[config.wiring]
-    if wiring not in old.conversions:
-        reason = old.refused.get(wiring, _UNKNOWN)
-        raise ValueError(f"cannot convert wiring {config.wiring!r} to {wiring!r} exactly: {reason}")
-    new.wiring, conversion = wiring, old.conversions[wiring]
+    old = VARIANTS[config.variant]
+    if variant not in old.conversions:
+        reason = old.refused.get(variant, _UNKNOWN)
+        raise ValueError(f"cannot convert variant {config.variant!r} to {variant!r} exactly: {reason}")
+    new.variant, conversion = variant, old.conversions[variant]
     layers = [_attention_of(config, params, i) for i in range(len(_layers_of(params)))]
     vars(new).update(conversion.fields(config, layers))
     return new, lambda p: conversion.weights(p, config, new)
@@ -148,15 +149,15 @@ def _plan(
 def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
     if not eager:
         return
-    if config.wiring != "paper":
-        raise ValueError(f'eager: got weights in the wiring {config.wiring!r}, expected "paper"')
+    if config.variant != "paper":
+        raise ValueError(f'eager: got weights in the variant {config.variant!r}, expected "paper"')
     H, K = config.num_attention_heads, config.num_key_value_heads
     if H != K:
         raise ValueError(
             f"unilm's multihead_diffattn.py repeats {K} key heads to {H} before it pairs them, so that both maps of a "
-            f"pair may read the same key. No wiring does that with {K} key heads. Repeat the heads of k_proj and those "
-            f"of v_proj, which are {2 * config.head_dim} wide, in the weights: with num_key_value_heads {H} they can "
-            "be converted"
+            f"pair may read the same key. No variant does that with {K} key heads. Repeat the heads of k_proj and "
+            f"those of v_proj, which are {2 * config.head_dim} wide, in the weights: with num_key_value_heads {H} they "
+            "can be converted"
         )
 
 
@@ -352,18 +353,18 @@ def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int
         if name in expected and shape != expected[name]
     ]
     sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "attention_bias")
-    fits = [wiring for wiring in VARIANTS if attention_shapes(_replace_wiring(config, wiring)) == found]
+    fits = [variant for variant in VARIANTS if attention_shapes(_replace_variant(config, variant)) == found]
     raise ValueError(
-        f"the weights are not those of the config, whose wiring is {config.wiring!r} and "
+        f"the weights are not those of the config, whose variant is {config.variant!r} and "
         f"{', '.join(f'{name} {getattr(config, name)}' for name in sizes)}: in layers.{layer}.self_attn, "
         f"{'; '.join(problems)}"
-        + (f". They fit the wiring {' or '.join(map(repr, fits))}: is the config's right?" if fits else "")
+        + (f". They fit the variant {' or '.join(map(repr, fits))}: is the config's right?" if fits else "")
     )
 
 
-def _replace_wiring(config: DiffLlamaConfig, wiring: str) -> DiffLlamaConfig:
+def _replace_variant(config: DiffLlamaConfig, variant: str) -> DiffLlamaConfig:
     other = copy.copy(config)
-    other.wiring = wiring
+    other.variant = variant
     return other
 
 

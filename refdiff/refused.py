@@ -129,7 +129,7 @@ TOP_LEVEL = {
     "`refdiff.KVCache` is the cache; `KVCache(layers, static=tokens)` allocates it at once": """
         Cache DynamicCache EncoderDecoderCache HybridCache OffloadedCache QuantizedCache SlidingWindowCache
         StaticCache""",
-    "`refdiff.DiffLlamaForCausalLM` and its siblings load a Llama too (wiring 'none')": """
+    "`refdiff.DiffLlamaForCausalLM` and its siblings load a Llama too (variant 'plain')": """
         LlamaConfig LlamaForCausalLM LlamaForQuestionAnswering LlamaForSequenceClassification
         LlamaForTokenClassification LlamaModel""",
     "`refdiff.Tokenizer` is the class of all tokenizers": """

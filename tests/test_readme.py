@@ -104,12 +104,12 @@ def test_the_story_that_is_quoted_is_what_the_model_writes() -> None:
 def test_the_table_of_conversions_is_what_convert_does() -> None:
     lines = PAGES["variants.md"].split("<!-- conversions -->")[1].split("<!-- end -->")[0].strip().splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    wirings = [cell.split()[1] for cell in head[1:]]
-    assert [row[0] for row in rows] == wirings == list(VARIANTS)
+    names = [cell.split()[1] for cell in head[1:]]
+    assert [row[0] for row in rows] == names == list(VARIANTS)
     for one, *cells in rows:
-        for other, cell in zip(wirings, cells, strict=True):
+        for other, cell in zip(names, cells, strict=True):
             try:
-                refdiff.convert.convert(refdiff.DiffLlamaConfig(wiring=one), {"layers": []}, other)
+                refdiff.convert.convert(refdiff.DiffLlamaConfig(variant=one), {"layers": []}, other)
             except ValueError as error:
                 reason = f"refused: {str(error).partition('exactly: ')[2]}"
                 told = f"{one} to {other}: the page has {cell!r}, expected the first words of {reason!r}"

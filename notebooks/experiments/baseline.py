@@ -1,6 +1,6 @@
 """Measures the bundled model and a plain-attention baseline, for the notebooks; keeps it in data/baseline.json.
 
-    refdiff train fairy_en.txt -o baseline --wiring none …   # the whole command is on the bundled model's card
+    refdiff train fairy_en.txt -o baseline --variant plain …   # the whole command is on the bundled model's card
     python notebooks/experiments/baseline.py baseline
 
 The baseline's weights are rounded to float16 as the bundled ones are. The bundled run's validation losses are those on
@@ -86,7 +86,7 @@ def _largest(x: np.ndarray[Any, Any]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure both, and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("baseline", type=Path, help="the folder of the finished run with --wiring none")
+    parser.add_argument("baseline", type=Path, help="the folder of the finished run with --variant plain")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "data" / "baseline.json")
     args = parser.parse_args(argv)
     folder, about = checkpoint.latest(args.baseline)

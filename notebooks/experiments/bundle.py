@@ -78,7 +78,7 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
 
 def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str, run: str = "run") -> str:
     """Return the command line of such a run, with every option."""
-    flags = [f"--wiring {config.wiring}"]
+    flags = [f"--variant {config.variant}"]
     flags += [f"--{flag} {getattr(config, name)}" for name, flag in _SIZES.items()]
     flags += [_flag(name, value) for name, value in settings.items() if value != ""]
     lines, line = [], f"refdiff train {shlex.quote(text)} -o {run}"
@@ -113,10 +113,10 @@ def _card(
     seen = steps * settings["batch_size"] * (settings["context"] - 1)
     source = corpus.source
     unseen = 100 * (1 - source["validation_from_byte"] / source["bytes"])
-    kind = "a Llama" if config.wiring == "none" else f"a Differential Transformer, wiring `{config.wiring}`"
+    kind = "a Llama" if config.variant == "plain" else f"a Differential Transformer, variant `{config.variant}`"
     baseline = _baseline(config)
     more = model.num_parameters() - DiffLlamaForCausalLM.from_config(baseline).num_parameters()
-    vectors = f", in each layer 4 vectors of {config.head_dim} for λ" if config.wiring == "hf" else ""
+    vectors = f", in each layer 4 vectors of {config.head_dim} for λ" if config.variant == "hf" else ""
     curve = [r for r in log if "validation" in r]
     rows = "\n".join(
         f"| {r['step']} | {r['loss']:.3f} | {r['validation']:.3f} | {r['bits_per_byte']:.3f} |" for r in curve
@@ -162,7 +162,7 @@ before these words, perhaps of the same book, is in the training part.
 python notebooks/experiments/bundle.py run OUTPUT --manifest manifest.json
 ```
 
-Its baseline, wiring `{baseline.wiring}`, is trained on the same rows in the same order. The model here has
+Its baseline, variant `{baseline.variant}`, is trained on the same rows in the same order. The model here has
 {abs(more):,} parameters {"more" if more >= 0 else "less"}{vectors}:
 
 ```sh
@@ -196,7 +196,7 @@ countries that depends on the dates of their authors.
 def _baseline(config: DiffLlamaConfig) -> DiffLlamaConfig:
     """Return the config of the same sizes with plain attention, or with differential attention if it is plain."""
     fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-    return DiffLlamaConfig(**{**fields, "wiring": "hf" if config.wiring == "none" else "none"})
+    return DiffLlamaConfig(**{**fields, "variant": "hf" if config.variant == "plain" else "plain"})
 
 
 def _beginning(corpus: Corpus) -> str:

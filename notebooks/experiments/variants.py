@@ -51,14 +51,14 @@ from refdiff.training import Corpus, Settings, Trainer
 class Kind(NamedTuple):
     """A model and how it is trained; without `norm`, that behind the difference is left out, and its factor stays."""
 
-    wiring: str
+    variant: str
     optimizer: str = "adamw"
     norm: bool = True
 
 
 KINDS = {
-    "none": Kind("none"), "hf": Kind("hf"), "v2": Kind("v2"),
-    "hf-no-norm": Kind("hf", norm=False), "hf-muon": Kind("hf", "muon"), "none-muon": Kind("none", "muon"),
+    "none": Kind("plain"), "hf": Kind("hf"), "v2": Kind("v2"),
+    "hf-no-norm": Kind("hf", norm=False), "hf-muon": Kind("hf", "muon"), "none-muon": Kind("plain", "muon"),
 }  # fmt: skip
 MAIN, CONTROLS = list(KINDS)[:3], list(KINDS)[3:]
 RUNS = [(6e-3, kind, seed) for seed in range(5) for kind in MAIN] + [(2e-3, "hf", seed) for seed in range(3)]
@@ -78,11 +78,11 @@ EXAMPLE, SHOWN = (2e-3, "hf", 0), (1, 0)
 OPENING = "Once upon a time there lived a king who had three sons, and the youngest was"
 
 
-def config(wiring: str) -> refdiff.DiffLlamaConfig:
+def config(variant: str) -> refdiff.DiffLlamaConfig:
     """The model of a variant. v2's MLP gives up what its second queries and its λ projection take."""
-    extra = round((WIDTH * WIDTH + WIDTH * HEADS) / (3 * WIDTH)) if wiring == "v2" else 0
+    extra = round((WIDTH * WIDTH + WIDTH * HEADS) / (3 * WIDTH)) if variant == "v2" else 0
     return refdiff.DiffLlamaConfig(
-        wiring=wiring, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH - extra,
+        variant=variant, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH - extra,
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=WIDTH // HEADS,
         max_position_embeddings=SETTINGS.context, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
@@ -150,7 +150,7 @@ def run(runs: str, rate: float, kind: str, seed: int) -> str:
     tokenizer = Tokenizer.from_pretrained(corpus.folder)
     of = KINDS[kind]
     settings = replace(SETTINGS, learning_rate=rate, seed=seed, optimizer=of.optimizer)
-    trainer = Trainer.start(folder, config(of.wiring), corpus, settings, threads=1)
+    trainer = Trainer.start(folder, config(of.variant), corpus, settings, threads=1)
     if not of.norm:
         trainer.model.ops = overlay(trainer.model.ops, without_norm)
     available = corpus.rows("validation", SETTINGS.context)

@@ -133,8 +133,8 @@ def equations_page() -> str:
                 f"{entry['label'].strip()}\n: {to_markdown(entry['equation'])}\n\n"
                 f"  computed by {links}\n\n  tested by {tests}"
             )
-    wirings = "Attention variants; " + text.split("Attention variants; ")[1]
-    made.append("## The attention variants\n\n" + f"```text\n{wirings.rstrip()}\n```")
+    variants = "Attention variants; " + text.split("Attention variants; ")[1]
+    made.append("## The attention variants\n\n" + f"```text\n{variants.rstrip()}\n```")
     return "\n\n".join(made) + "\n"
 
 

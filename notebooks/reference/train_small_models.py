@@ -24,7 +24,7 @@ from refdiff import cli  # noqa: E402
 from refdiff.training import Corpus, Settings, checkpoint  # noqa: E402
 from refdiff.training.evaluate import evaluate  # noqa: E402
 
-WIRINGS = {"differential": "hf", "plain": "none"}
+VARIANT_NAMES = {"differential": "hf", "plain": "plain"}
 OPTIONS = {
     "vocab-size": 2048, "hidden-size": 96, "layers": 3, "heads": 6, "kv-heads": 6, "head-dim": 16,
     "intermediate-size": 176, "optimizer": "muon", "schedule": "cosine", "learning-rate": 0.008, "warmup-steps": 100,
@@ -36,10 +36,12 @@ OPTIONS = {
 
 def train(text: Path, runs: Path) -> None:
     """Train both, where a run is not there yet."""
-    for name, wiring in WIRINGS.items():
+    for name, variant in VARIANT_NAMES.items():
         if not (runs / name).exists():
             options = [
-                word for option, value in {"wiring": wiring, **OPTIONS}.items() for word in (f"--{option}", str(value))
+                word
+                for option, value in {"variant": variant, **OPTIONS}.items()
+                for word in (f"--{option}", str(value))
             ]
             if code := cli.main(["train", str(text), "-o", str(runs / name), *options]):
                 raise SystemExit(code)
@@ -48,7 +50,7 @@ def train(text: Path, runs: Path) -> None:
 def keep(runs: Path, out: Path) -> dict[str, Any]:
     """Write the models and about.json to a folder, and return what is in about.json."""
     about: dict[str, Any] = {}
-    for name in WIRINGS:
+    for name in VARIANT_NAMES:
         folder, trained = checkpoint.latest(runs / name)
         settings, corpus = Settings(**trained["settings"]), Corpus(runs / name / "corpus")
         if trained["step"] != settings.max_steps:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
@@ -18,7 +18,7 @@ from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import size, waiting
 from refdiff.errors import CheckpointError
 from refdiff.files import free_space
-from refdiff.model.variants import VARIANTS
+from refdiff.model.variants import VARIANTS, current_name
 
 if TYPE_CHECKING:
     from refdiff.convert import Proof
@@ -34,14 +34,14 @@ refdiff convert path/to/llama path/to/new --to v2
 """
     parser.add_argument("model", metavar=MODEL, help="folder or hub repo")
     parser.add_argument("output", metavar="OUTPUT", help="the folder to write, new or empty")
-    others = ", ".join(name for name in VARIANTS if name != "none")
-    parser.add_argument("--to", choices=[*VARIANTS], required=True, metavar="VARIANT", help=f"{others} or none")
+    names: dict[str, Any] = {"type": current_name, "choices": [*VARIANTS], "metavar": "VARIANT"}
+    parser.add_argument("--to", required=True, help=f"one of {', '.join(VARIANTS)}", **names)
     parser.add_argument("--eager", action="store_true", help="MODEL is of multihead_diffattn.py")
     add_dtype(parser, text="the type to write")
     add_common(parser)
     parser.notes = [
         "; ".join(f"{name} = {variant.what}" for name, variant in VARIANTS.items()) + ".",
-        "hf converts to paper and paper to hf; a Llama (none) converts to v2, and v2 to a Llama where its λ is "
+        "hf converts to paper and paper to hf; a Llama (plain) converts to v2, and v2 to a Llama where its λ is "
         "constant. The rest cannot be converted exactly and is refused. Converting 16-bit weights rounds some of them "
         "again; the second report shows the effect on each layer's output. If the difference exceeds rounding error, "
         "the command fails and writes nothing.",
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             after = convert_later(*before, args.to, eager=args.eager)
             _check_space(output, weights.count_parameters(x.shape for x in weights.flatten(after[1]).values()), dtype)
             proof = prove(before, after)
-        sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
+        sys.stdout.write(f"{config.variant} to {args.to}: {proof}\n")
         _refuse_what_differs(proof)
         with waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output) as new:
             weights.save(new, *after, architecture, dtype=dtype)

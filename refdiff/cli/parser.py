@@ -55,7 +55,7 @@ FLAGS_MEANT = {
     "--precision": "--dtype", "--torch-dtype": "--dtype", "--repeat-penalty": "--repetition-penalty",
     "--stop-strings": "--stop", "--system-prompt": "--system", "--model-path": "--model", "--model-name": "--model",
     "--eval-every": "--evaluate-every", "--eval-steps": "--evaluate-every", "--save-steps": "--save-every",
-    "--max-grad-norm": "--grad-clip", "--against-torch": "--against", "--variant": "--wiring", "--verbose": "--debug",
+    "--max-grad-norm": "--grad-clip", "--against-torch": "--against", "--verbose": "--debug",
     "-v": "--version", "-V": "--version",
 }  # fmt: skip
 """What people type for an option elsewhere; those that a command does not have are not suggested."""

@@ -24,7 +24,7 @@ from refdiff.cli.process import ctrl_c_calls
 from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
-from refdiff.model.variants import VARIANTS
+from refdiff.model.variants import VARIANTS, current_name
 
 if TYPE_CHECKING:
     from refdiff.model.config import DiffLlamaConfig
@@ -86,7 +86,7 @@ def add_arguments(parser: Parser) -> None:
 refdiff train tales.txt -o run --max-steps 2000
 refdiff train -o run --resume
 """
-    parser.brief = ("-o", "--resume", "--config", "--wiring", "--vocab-size", "--hidden-size", "--layers", "--heads")
+    parser.brief = ("-o", "--resume", "--config", "--variant", "--vocab-size", "--hidden-size", "--layers", "--heads")
     parser.brief += ("--max-steps", "--batch-size", "--context", "--learning-rate", "--save-every", "--keep", "--plot")
     parser.brief += ("--prompt",)
     parser.set_defaults(given={}, restarted=False)
@@ -107,8 +107,9 @@ refdiff train -o run --resume
     parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg")
     model = parser.add_argument_group("model")
     model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from")
-    text = f"{', '.join(name for name in VARIANTS if name != 'none')}, none = a Llama (default: hf)"
-    model.add_argument("--wiring", action=_Noted, choices=[*VARIANTS], metavar="VARIANT", help=text)
+    names: dict[str, Any] = {"type": current_name, "choices": [*VARIANTS], "metavar": "VARIANT"}
+    text = f"{', '.join(VARIANTS)} = a Llama (default: hf)"
+    parser.add_alias(model.add_argument("--variant", action=_Noted, help=text, **names), "--wiring")
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)
     course = parser.add_argument_group("training")
@@ -354,14 +355,13 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     """Return the config: that of the file, or small sizes that fit together, overridden by the options."""
     from refdiff.model.config import DiffLlamaConfig
 
-    given: dict[str, Any] = {name: getattr(args, name) for name in MODEL_SIZES if getattr(args, name) is not None}
+    given = {name: x for name in (*MODEL_SIZES, "variant") if (x := getattr(args, name)) is not None}
     fields = _small_sizes(args, given) if args.config is None else _fields_of_file(args)
-    wiring = {} if args.wiring is None else {"wiring": args.wiring}
-    return DiffLlamaConfig(**{**fields, **given, **wiring, "pad_token_id": None, "dtype": args.dtype})
+    return DiffLlamaConfig(**{**fields, **given, "pad_token_id": None, "dtype": args.dtype})
 
 
 def _fields_of_file(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of --config, for the positions of --context and without the variant that --wiring replaces."""
+    """Return the fields of --config, for the positions of --context and without the variant that --variant replaces."""
     from refdiff.model.config import DiffLlamaConfig
 
     if args.config.endswith(".json") and not Path(args.config).is_file():  # not the name of a hub repo
@@ -377,7 +377,7 @@ def _fields_of_file(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.config}, on which its rope_type {kind!r} depends; change it there, or shorten the context"
             )
         fields["max_position_embeddings"] = args.context
-    if args.wiring is not None:
+    if args.variant is not None:
         del fields["model_type"]
     return fields
 
@@ -456,7 +456,7 @@ def _differing_options(args: argparse.Namespace, out: Path, names: list[str]) ->
 
     folder, about = checkpoint.latest(out)
     config, source = DiffLlamaConfig.from_pretrained(folder), Corpus(out / "corpus").source
-    run = {**vars(config), **current_names(about.get("settings", {})), "wiring": config.wiring}
+    run = {**vars(config), **current_names(about.get("settings", {})), "variant": config.variant}
     others = []
     if args.text is not None:
         text = Path(args.text)

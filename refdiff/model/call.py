@@ -149,7 +149,7 @@ class CallableModel:
             context.ops = recorder.wrap(context.ops)
         out = ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
         if recorder is not None:
-            recorder.add_to(out, self.config.wiring)
+            recorder.add_to(out, self.config.variant)
         return out
 
     def _decode(self, hidden: Array, context: Context, last: int) -> Array:

@@ -36,9 +36,10 @@ class DiffLlamaConfig(RefusedNames):
 
     `hidden_act` is one of `refdiff.layers.activation.NAMES`: every activation of transformers but xielu.
 
-    `wiring` says how attention is built from its heads: "hf" as in transformers' DiffLlama, "paper" as in unilm's flash
-    files, "v2" as in DIFF V2 (where there are twice `num_attention_heads` query heads), "none" as in a Llama, without a
-    difference. Files tell it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and llama.
+    `variant` says how attention is built from its heads: "hf" as in transformers' DiffLlama, "paper" as in unilm's
+    flash files, "v2" as in DIFF V2 (where there are twice `num_attention_heads` query heads), "plain" as in a Llama,
+    without a difference. Files tell it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and
+    llama. `wiring` and its value "none" are older names of `variant` and "plain".
 
     Raises:
         ValueError: a field is out of its range; the message has its name, its value, the range and the fix.
@@ -70,7 +71,7 @@ class DiffLlamaConfig(RefusedNames):
     attention_bias: bool = False
     attention_dropout: float = 0.0
     lambda_std_dev: float = 0.1
-    wiring: str
+    variant: str
     dtype: str | None
     id2label: dict[int, str]
     label2id: dict[str, int] | None
@@ -106,7 +107,12 @@ class DiffLlamaConfig(RefusedNames):
     @property
     def num_query_heads(self) -> int:
         """The number of query heads: `num_attention_heads`, and in v2 twice as many."""
-        return self.num_attention_heads * VARIANTS[self.wiring].query_heads
+        return self.num_attention_heads * VARIANTS[self.variant].query_heads
+
+    @property
+    def wiring(self) -> str:
+        """The older name of `variant`."""
+        return self.variant
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
@@ -175,7 +181,7 @@ class DiffLlamaConfig(RefusedNames):
     @property
     def model_type(self) -> str:
         """What config.json calls the attention variant."""
-        return VARIANTS[self.wiring].model_type
+        return VARIANTS[self.variant].model_type
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set several fields, and check them all; a field that is unknown goes to `extra`."""
@@ -183,7 +189,7 @@ class DiffLlamaConfig(RefusedNames):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the fields that differ from the defaults, and `model_type`."""
-        defaults = DiffLlamaConfig(wiring=self.wiring).to_dict()
+        defaults = DiffLlamaConfig(variant=self.variant).to_dict()
         values = self.to_dict().items()
         return {name: x for name, x in values if name == "model_type" or name not in defaults or x != defaults[name]}
 
@@ -203,8 +209,8 @@ class DiffLlamaConfig(RefusedNames):
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        del values["extra"], values["wiring"]
-        return copy.deepcopy({**self.extra, **values, "model_type": VARIANTS[self.wiring].model_type})
+        del values["extra"], values["variant"]
+        return copy.deepcopy({**self.extra, **values, "model_type": VARIANTS[self.variant].model_type})
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Write `config.json` into `directory`, made if needed, atomically; return its path.
@@ -240,7 +246,7 @@ class DiffLlamaConfig(RefusedNames):
                 raise ValueError(f"extra: got {show_value(nested_extra)}, expected a dict of further fields")
             left = {**nested_extra, **left}
         config_checks.refuse_other_models(left)
-        self.wiring = config_checks.wiring(left.pop("wiring", None), left.get("model_type"))
+        self.variant = config_checks.take_variant(left)
         if left.pop("model_type", None) == "llama":
             left = {**config_checks.LLAMA_DEFAULTS, **left}
         problems: list[str] = []

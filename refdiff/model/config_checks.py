@@ -11,7 +11,7 @@ from typing import Any
 
 from refdiff.layers.activation import NAMES as ACTIVATIONS
 from refdiff.messages import did_you_mean, show_name, show_typed, show_value
-from refdiff.model.variants import VARIANTS
+from refdiff.model.variants import VARIANTS, current_name
 
 Config = Any
 """A `DiffLlamaConfig` that is being filled, whose file imports this one."""
@@ -144,22 +144,26 @@ def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
     return str(name)
 
 
-def wiring(given: Any, model_type: Any) -> str:
-    """Return the attention variant of a config: the named one, else that of its `model_type`, else "hf".
+def take_variant(fields: dict[str, Any]) -> str:
+    """Remove the attention variant from a config's fields and return it; else that of `model_type`, else "hf".
+
+    `wiring` is the field's older name.
 
     Raises:
         ValueError: the variant is unknown, or contradicts `model_type`.
     """
+    older, model_type = fields.pop("wiring", None), fields.get("model_type")
+    given = current_name(fields.pop("variant", older))
     variant_by_type = {variant.model_type: name for name, variant in VARIANTS.items()}
     if model_type is not None and (not isinstance(model_type, str) or model_type not in variant_by_type):
         raise ValueError(f"model_type: got {show_value(model_type)}, expected one of {', '.join(variant_by_type)}")
     if given is None:
         return variant_by_type[model_type or "diffllama"]
     if not isinstance(given, str) or given not in VARIANTS:
-        raise ValueError(f"wiring: got {show_value(given)}, expected one of {', '.join(VARIANTS)}")
+        raise ValueError(f"variant: got {show_value(given)}, expected one of {', '.join(VARIANTS)}")
     if model_type not in (None, "diffllama", VARIANTS[given].model_type):
         raise ValueError(
-            f"wiring: got {given!r}, expected {variant_by_type[model_type]!r} for model_type {model_type!r}"
+            f"variant: got {given!r}, expected {variant_by_type[model_type]!r} for model_type {model_type!r}"
         )
     return given
 
@@ -175,7 +179,7 @@ def fill_heads(config: Config, left: dict[str, Any]) -> None:
     derived = key_value_heads is None
     config.num_key_value_heads = heads if derived else integer("num_key_value_heads", key_value_heads, 1, 2**16)
     name = "num_attention_heads (and so num_key_value_heads)" if derived else "num_key_value_heads"
-    if config.num_key_value_heads % 2 and VARIANTS[config.wiring].even_key_heads:
+    if config.num_key_value_heads % 2 and VARIANTS[config.variant].even_key_heads:
         raise ValueError(
             f"{name}: got {config.num_key_value_heads}, expected an even number, at least 2: "
             "differential attention splits the values into two halves along these heads"

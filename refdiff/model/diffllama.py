@@ -37,7 +37,7 @@ class Context:
     @property
     def variant(self) -> Variant:
         """The attention variant of the config."""
-        return VARIANTS[self.config.wiring]
+        return VARIANTS[self.config.variant]
 
     @property
     def visibility(self) -> dict[str, Any]:

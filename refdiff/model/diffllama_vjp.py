@@ -92,8 +92,8 @@ def attention(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Ar
     ops, variant = ctx.ops, ctx.variant
     if variant.heads_with_back is None:
         raise ValueError(
-            f"the attention variant {ctx.config.wiring!r} has no derivative; give its file in refdiff/model/variants a "
-            "function heads_with_back"
+            f"the attention variant {ctx.config.variant!r} has no derivative; give its file in refdiff/model/variants "
+            "a function heads_with_back"
         )
     q, k, v = project(p, x, ctx)
     q, k = rotate(q, k, ctx)

@@ -275,7 +275,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         c = self.config
         return (
             f"{type(self).__name__}({self.num_parameters():,} parameters, {c.num_hidden_layers} layers, "
-            f"wiring={c.wiring!r}, dtype={self.dtype!r})"
+            f"variant={c.variant!r}, dtype={self.dtype!r})"
         )
 
     def push_to_hub(

@@ -58,13 +58,13 @@ class Recorder:
     def _keep(self, state: Array) -> None:
         self._states.append(state if len(self._states) in self._kept else None)
 
-    def add_to(self, out: ModelOutput, wiring: str) -> None:
+    def add_to(self, out: ModelOutput, variant: str) -> None:
         """Set the recorded fields of `out`."""
         if self._hidden_states:
             out.hidden_states = tuple(self._states)
         if not self._attentions:
             return
-        pairing = VARIANTS[wiring].pairing
+        pairing = VARIANTS[variant].pairing
         self._check_maps(*((1, 0) if pairing is None else (2, 1)))
         if pairing is None:
             out.attentions = out.differential_attentions = tuple(self._maps)

@@ -255,7 +255,7 @@ class Trainer:
             return measured if name == "diff_lambda_v2" else function
 
         model, settings, ops = self.model, self.settings, self.model.ops
-        if VARIANTS[model.config.wiring].lambda_by_token:
+        if VARIANTS[model.config.variant].lambda_by_token:
             model.ops = overlay(ops, wrap)
         try:
             with np.errstate(all="ignore"):  # `evaluate` looks for numbers that are not finite

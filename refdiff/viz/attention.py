@@ -23,7 +23,7 @@ def plot_attention(
     pair: int | None = None,
     *,
     tokens: Sequence[str] | None = None,
-    wiring: str = "hf",
+    variant: str = "hf",
     limit: float | None = None,
     figure: Figure | None = None,
 ) -> Figure:
@@ -34,12 +34,12 @@ def plot_attention(
             drawn.
         layer, pair: the maps to draw; None is the mean over all layers or pairs.
         tokens: labels of the tokens (default: those of the maps, or for an output the positions).
-        wiring: `model.config.wiring` of the model that gave the output.
+        variant: `model.config.variant` of the model that gave the output.
         limit: the size with full colour (default: the 99 % quantile of the weights other than 0).
 
     All maps share one colour scale, with zero in its middle. A Llama has one map.
     """
-    maps = as_maps(maps, tokens, wiring)
+    maps = as_maps(maps, tokens, variant)
     side = min(max(0.14 * len(maps.tokens), 2.6), 9.0)
     figure = new_figure(side * len(maps.names) + 1.6, side + 1.4, figure)
     values = {name: maps.map(name, layer, pair) for name in maps.names}
@@ -63,7 +63,7 @@ def plot_attention_grid(
     name: str = "difference",
     *,
     tokens: Sequence[str] | None = None,
-    wiring: str = "hf",
+    variant: str = "hf",
     limit: float | None = None,
     figure: Figure | None = None,
 ) -> Figure:
@@ -72,7 +72,7 @@ def plot_attention_grid(
     Layers go down, with the λ of each, and pairs across. The outer axes have labels if there are at most 16 tokens. The
     other arguments are those of `plot_attention`.
     """
-    maps = as_maps(maps, tokens, wiring)
+    maps = as_maps(maps, tokens, variant)
     L, P = maps.first.shape[:2]
     figure = new_figure(min(1.5 * P + 1.8, 20), min(1.5 * L + 0.8, 24), figure)
     values = {(i, j): maps.map(name, i, j) for i in range(L) for j in range(P)}

@@ -152,7 +152,7 @@ def attention_maps(model: Any, text: str | Sequence[int], tokenizer: Any = None)
         raise ValueError("the text has no tokens: give one that is not empty")
     check_size(model, len(ids))
     out = model([ids], output_attentions=True, use_cache=False)
-    return maps_of(out, token_labels(tokenizer, ids), wiring=model.config.wiring)
+    return maps_of(out, token_labels(tokenizer, ids), variant=model.config.variant)
 
 
 def check_size(model: Any, tokens: int) -> None:
@@ -168,10 +168,10 @@ def check_size(model: Any, tokens: int) -> None:
         )
 
 
-def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row: int = 0) -> AttentionMaps:
+def maps_of(out: ModelOutput, tokens: Sequence[str], *, variant: str = "hf", row: int = 0) -> AttentionMaps:
     """Return the maps of one sequence (`row`) of a model's output.
 
-    `tokens` are labels of the keys, `wiring` is `model.config.wiring`.
+    `tokens` are labels of the keys, `variant` is `model.config.variant`.
 
     Raises:
         ValueError: the model was called without output_attentions.
@@ -180,7 +180,7 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
         raise ValueError("out: got no attention maps; call the model with output_attentions=True")
     weights = [np.asarray(to_numpy(a))[row : row + 1] for a in out.attentions]
     difference = np.concatenate([to_numpy(d)[row : row + 1] for d in out.differential_attentions])
-    pairing = VARIANTS[wiring].pairing
+    pairing = VARIANTS[variant].pairing
     if pairing is None:
         return AttentionMaps(tuple(tokens), difference, None, difference, None, None)
     if pairing == "interleaved":
@@ -195,7 +195,7 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
     return AttentionMaps(tuple(tokens), both[:, :half], both[:, half:], difference, lambdas, starts)
 
 
-def as_maps(source: AttentionMaps | ModelOutput, tokens: Sequence[str] | None, wiring: str) -> AttentionMaps:
+def as_maps(source: AttentionMaps | ModelOutput, tokens: Sequence[str] | None, variant: str) -> AttentionMaps:
     """Return the maps, or those of the first sequence of a model's output; `tokens` replaces the labels.
 
     Raises:
@@ -211,7 +211,7 @@ def as_maps(source: AttentionMaps | ModelOutput, tokens: Sequence[str] | None, w
         )
     if tokens is None and source.attentions:
         tokens = [str(key) for key in range(source.attentions[0].shape[-1])]
-    return maps_of(source, tokens or (), wiring=wiring)
+    return maps_of(source, tokens or (), variant=variant)
 
 
 def token_labels(tokenizer: Any, ids: Iterable[int]) -> list[str]:

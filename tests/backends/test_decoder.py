@@ -16,12 +16,12 @@ from refdiff import layers
 from refdiff.backends import Backend, backend_for, decoder, ops_for, overlay
 from refdiff.model.weights import flatten
 from tests.layers.test_composed import OPERANDS, arrays_in, parts_of
-from tests.model.models import WIRINGS, ids, small_model
+from tests.model.models import VARIANT_NAMES, ids, small_model
 from tests.model.variants import LAYERS
 from tests.tolerances import close
 
 SAME = 1e-11
-EACH = pytest.mark.parametrize("wiring", WIRINGS)
+EACH = pytest.mark.parametrize("variant", VARIANT_NAMES)
 
 
 def recording(seen: list[str]) -> Any:
@@ -43,8 +43,8 @@ class Parted(Backend):
         return decoder.saving_ops(self.steps)
 
 
-def model_with(backend: Backend, wiring: str, **fields: Any) -> Any:
-    model = small_model(wiring=wiring, kernels="reference", **fields)
+def model_with(backend: Backend, variant: str, **fields: Any) -> Any:
+    model = small_model(variant=variant, kernels="reference", **fields)
     model.backend, model.ops = backend, backend.ops
     return model
 
@@ -52,9 +52,9 @@ def model_with(backend: Backend, wiring: str, **fields: Any) -> Any:
 @EACH
 @settings(max_examples=settings().max_examples // 3)
 @given(seed=st.integers(0, 99), past=st.sampled_from([0, 4]), keep=st.integers(0, 9), masked=st.booleans())
-def test_the_fast_decoder_equals_the_readable_one(wiring: str, seed: int, past: int, keep: int, masked: bool) -> None:
-    readable = small_model(wiring=wiring, seed=seed, kernels="reference")
-    whole, fast = model_with(Parted(), wiring, seed=seed), small_model(wiring=wiring, seed=seed)
+def test_the_fast_decoder_equals_the_readable_one(variant: str, seed: int, past: int, keep: int, masked: bool) -> None:
+    readable = small_model(variant=variant, seed=seed, kernels="reference")
+    whole, fast = model_with(Parted(), variant, seed=seed), small_model(variant=variant, seed=seed)
     tokens, mask = ids(seed, 3, past + 7), (np.arange(past + 7) >= 2 * np.arange(3)[:, None]).astype(int)
     see = {"attention_mask": mask} if masked else {}
     results = []
@@ -69,11 +69,11 @@ def test_the_fast_decoder_equals_the_readable_one(wiring: str, seed: int, past: 
 
 
 @EACH
-def test_gradients_start_from_what_the_forward_pass_saved(wiring: str) -> None:
+def test_gradients_start_from_what_the_forward_pass_saved(variant: str) -> None:
     """Nothing is computed twice but softmax rows, and what is small."""
     backend, calls = Parted(), []
     backend.steps = decoder.Steps(overlay(backend.ops, recording(calls)))
-    plain, whole = small_model(wiring=wiring, kernels="reference"), model_with(backend, wiring)
+    plain, whole = small_model(variant=variant, kernels="reference"), model_with(backend, variant)
     tokens = ids(0, 2, 5)
     loss, grads = whole.loss_and_grad(tokens, labels=tokens)
     expected, truths = plain.loss_and_grad(tokens, labels=tokens)
@@ -82,15 +82,15 @@ def test_gradients_start_from_what_the_forward_pass_saved(wiring: str) -> None:
         np.testing.assert_array_equal(flatten(grads)[name], truth, err_msg=name)
     count = Counter(calls)
     again = "a derivative computes attention again: give it saved=, in saving_ops or in diffllama_vjp.py"
-    assert count["diff_attention"] == 3 * ("diff_attention" in called(wiring)), again
-    of_lambda = 2 * ("diff_lambda_v2" in LAYERS[wiring])  # small, and computed again
+    assert count["diff_attention"] == 3 * ("diff_attention" in called(variant)), again
+    of_lambda = 2 * ("diff_lambda_v2" in LAYERS[variant])  # small, and computed again
     assert count["linear"] == 3 * (7 + of_lambda), "four projections of attention, three of the feed-forward network"
 
 
 @EACH
-def test_gradients_of_many_tokens_start_from_saved_log_sum_exps(wiring: str) -> None:
+def test_gradients_of_many_tokens_start_from_saved_log_sum_exps(variant: str) -> None:
     """With 300 tokens NumPy's kernels save them; those of another layer would give other gradients."""
-    fast, exact = (small_model(wiring=wiring, max_position_embeddings=512, kernels=k) for k in ("fast", "reference"))
+    fast, exact = (small_model(variant=variant, max_position_embeddings=512, kernels=k) for k in ("fast", "reference"))
     tokens = ids(0, 1, 300)
     loss, grads = fast.loss_and_grad(tokens, labels=tokens)
     expected, truths = exact.loss_and_grad(tokens, labels=tokens)
@@ -105,22 +105,22 @@ EVERYWHERE = {
 }  # fmt: skip
 
 
-def called(wiring: str) -> set[str]:
+def called(variant: str) -> set[str]:
     """All layers that a model calls, directly or as parts of others."""
-    return EVERYWHERE.union(LAYERS[wiring], *map(parts_of, LAYERS[wiring]))
+    return EVERYWHERE.union(LAYERS[variant], *map(parts_of, LAYERS[variant]))
 
 
 @EACH
 @pytest.mark.parametrize("kernels", ["reference", "fast"])
-def test_a_plain_closure_sees_every_layer_forward_and_backward(wiring: str, kernels: str) -> None:
-    model, tokens, seen = small_model(wiring=wiring, kernels=kernels), ids(8, 2, 7), []
+def test_a_plain_closure_sees_every_layer_forward_and_backward(variant: str, kernels: str) -> None:
+    model, tokens, seen = small_model(variant=variant, kernels=kernels), ids(8, 2, 7), []
     before, (loss, grads) = model(tokens).logits, model.loss_and_grad(tokens, labels=tokens)
     model.ops = overlay(model.ops, recording(seen))
     logits = model(tokens).logits
-    assert set(seen) == called(wiring)
+    assert set(seen) == called(variant)
     seen.clear()
     again, grads_again = model.loss_and_grad(tokens, labels=tokens)
-    derivatives = {f"{name}_vjp" for name in called(wiring) if hasattr(layers, f"{name}_vjp")}
+    derivatives = {f"{name}_vjp" for name in called(variant) if hasattr(layers, f"{name}_vjp")}
     assert derivatives | {"cross_entropy", "cross_entropy_vjp"} <= set(seen)
     if kernels == "reference":
         np.testing.assert_array_equal(logits, before)
@@ -132,10 +132,10 @@ def test_a_plain_closure_sees_every_layer_forward_and_backward(wiring: str, kern
 
 
 @EACH
-def test_with_wrapped_layers_a_large_batch_is_not_split_over_threads(wiring: str) -> None:
+def test_with_wrapped_layers_a_large_batch_is_not_split_over_threads(variant: str) -> None:
     """A wrapper sees each layer once, and one call at a time."""
     tokens = ids(8, 33, 64)
-    model = small_model(wiring=wiring)
+    model = small_model(variant=variant)
     model = type(model)(model.config, model.params, dtype="float64", threads=2)
     assert len(model.backend.split_batch(*tokens.shape)) == 2
     seen: list[tuple[str, int]] = []
@@ -144,7 +144,7 @@ def test_with_wrapped_layers_a_large_batch_is_not_split_over_threads(wiring: str
     )
     model.loss_and_grad(tokens, labels=tokens)
     count = Counter(name for name, _ in seen)
-    attention = next(name for name in LAYERS[wiring] if "heads" in name)
+    attention = next(name for name in LAYERS[variant] if "heads" in name)
     for name in ("swiglu", attention):
         assert (count[name], count[f"{name}_vjp"]) == (3, 3)
     assert {thread for _, thread in seen} == {threading.get_ident()}

@@ -47,7 +47,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def drawn_maps(
-    wiring: str = "hf", *, layers: int = 3, pairs: int = 2, tokens: tuple[str, ...] = WORDS
+    variant: str = "hf", *, layers: int = 3, pairs: int = 2, tokens: tuple[str, ...] = WORDS
 ) -> AttentionMaps:
     """Maps with large and small weights, as no model would have them."""
     rng = np.random.default_rng(0)
@@ -56,12 +56,12 @@ def drawn_maps(
     scores = np.where(see, rng.normal(size=(2, layers, pairs, T, T)) * 2, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     first, second = weights / weights.sum(-1, keepdims=True)
-    if wiring == "none":
+    if variant == "plain":
         return AttentionMaps(tokens, first, None, first, None, None)
-    shape = (layers,) if wiring == "hf" else (layers, pairs, T)
-    lambdas = rng.uniform(-0.9, 1.9, shape) if wiring == "hf" else rng.uniform(0.1, 0.9, shape)  # as trained ones are
-    by_query = lambdas[:, None, None, None] if wiring == "hf" else lambdas[..., None]
-    starts = np.linspace(0.2, 0.6, layers) if wiring == "hf" else None
+    shape = (layers,) if variant == "hf" else (layers, pairs, T)
+    lambdas = rng.uniform(-0.9, 1.9, shape) if variant == "hf" else rng.uniform(0.1, 0.9, shape)  # as trained ones are
+    by_query = lambdas[:, None, None, None] if variant == "hf" else lambdas[..., None]
+    starts = np.linspace(0.2, 0.6, layers) if variant == "hf" else None
     return AttentionMaps(tokens, first, second, first - by_query * second, lambdas, starts)
 
 

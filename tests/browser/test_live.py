@@ -442,7 +442,7 @@ def test_pairs_are_those_of_the_layers(page: Chromium, keys: int) -> None:
     }
     for variant, heads in computed.items():
         q, k, v = (rng.standard_normal((1, n, T, d)) for n in (H, keys, keys))
-        outputs = H if variant == "none" else H // 2
+        outputs = H if variant == "plain" else H // 2
         base = heads(q, k, v).reshape(T, outputs, -1)
         reads: dict[str, list[set[int]]] = {
             "queries": [set() for _ in range(outputs)],

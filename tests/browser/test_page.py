@@ -14,12 +14,12 @@ from .conftest import WORDS, drawn_maps
 from .reading import BODY, PageOf, change, expect, number, pick, table, text, token
 
 
-@pytest.mark.parametrize("wiring", ["hf", "v2", "none"])
-def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wiring: str) -> None:
-    maps = drawn_maps(wiring)
+@pytest.mark.parametrize("variant", ["hf", "v2", "plain"])
+def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, variant: str) -> None:
+    maps = drawn_maps(variant)
     browser.open(page_of(maps))
     expect(browser, maps, None, None, 7)
-    assert browser.run("document.getElementById('colours').offsetHeight > 0") == (wiring != "none")
+    assert browser.run("document.getElementById('colours').offsetHeight > 0") == (variant != "plain")
     for layer, pair in itertools.product((None, 0, 1, 2), (None, 0, 1)):
         pick(browser, layer=layer, pair=pair)
         for query in (0, 3, 7):
@@ -32,9 +32,9 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wir
                 continue
             value = float(lambda_ if lambda_.ndim == 0 else lambda_[query])
             assert f"λ = {value:.4f}".replace("-", "−") in shown
-            assert shown.startswith("mean") == (layer is None or (wiring == "v2" and pair is None))
-            assert (f"“{WORDS[query]}”" in shown) == (wiring == "v2")
-            if wiring == "hf" and layer is not None:
+            assert shown.startswith("mean") == (layer is None or (variant == "v2" and pair is None))
+            assert (f"“{WORDS[query]}”" in shown) == (variant == "v2")
+            if variant == "hf" and layer is not None:
                 assert shown.endswith(f"began near λ_init = {maps.starts[layer]:.4f}")  # type: ignore[index]
 
 

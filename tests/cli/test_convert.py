@@ -76,17 +76,17 @@ def same_logits(model: Any, limit: float) -> Any:
     return new
 
 
-@pytest.mark.parametrize(("one", "other", "last"), [("hf", "paper", "out"), ("paper", "hf", "o"), ("none", "v2", "o")])
+@pytest.mark.parametrize(("one", "other", "last"), [("hf", "paper", "out"), ("paper", "hf", "o"), ("plain", "v2", "o")])
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-13), ("float32", 1e-5), ("bfloat16", 0.1)])
 def test_a_converted_model_computes_the_same(
     one: str, other: str, last: str, dtype: str, limit: float, convert: Convert
 ) -> None:
-    model = saved(dtype, wiring=one)
+    model = saved(dtype, variant=one)
     report = report_of(convert(other))
     assert (report["one"], report["other"], report["dtype"]) == (one, other, dtype)
     assert float(report["written"]) <= (1e-13 if one == "hf" else limit), "moving numbers rounds nothing"
     new = same_logits(model, 100 * limit)
-    assert (new.config.wiring, new.config.dtype) == (other, dtype)
+    assert (new.config.variant, new.config.dtype) == (other, dtype)
     (stored,) = weights.headers(Path("new")).values()
     projections = {name.split(".")[4] for name in stored if ".self_attn." in name and "_proj." in name}
     assert projections - {"lambda_proj"} == {"q_proj", "k_proj", "v_proj", f"{last}_proj"}
@@ -119,15 +119,15 @@ def test_tokenizer_templates_and_generation_config_are_copied(
 @pytest.mark.parametrize(
     ("one", "other", "said"),
     [
-        ("none", ["hf"], "refdiff convert: error: old: cannot convert wiring 'none' to 'hf' exactly: the norm"),
-        ("hf", ["paper", "--eager"], "error: old: --eager: got weights in the wiring 'hf', expected \"paper\""),
+        ("plain", ["hf"], "refdiff convert: error: old: cannot convert variant 'plain' to 'hf' exactly: the norm"),
+        ("hf", ["paper", "--eager"], "error: old: --eager: got weights in the variant 'hf', expected \"paper\""),
         ("paper", ["hf", "--eager"], "repeats 4 key heads to 8 before it pairs them"),
     ],
 )
 def test_a_conversion_without_an_exact_answer_writes_nothing(
     one: str, other: list[str], said: str, convert: Convert
 ) -> None:
-    saved(wiring=one)
+    saved(variant=one)
     done = convert(*other)
     assert done.out == ""
     refused(done, said)
@@ -174,14 +174,14 @@ def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest
 
 
 def test_weights_beyond_the_range_of_the_written_type_are_refused(convert: Convert) -> None:
-    saved(wiring="hf")
+    saved(variant="hf")
     changed("model.layers.1.self_attn.o_proj.weight", 1e39)  # infinite in float32
     said = "attention layer 1, as written in float32, gives NaN or infinity"
     refused(convert("paper", "--dtype", "float32"), said)
 
 
 def test_a_failed_write_leaves_nothing_behind(here: Path, convert: Convert) -> None:
-    saved(wiring="none")
+    saved(variant="plain")
     changed("model.layers.1.self_attn.o_proj.weight", 4e4)  # v2's is twice as large
     for name in ("empty", "there"):
         (here / name).mkdir()
@@ -262,7 +262,7 @@ def test_the_other_weights_are_compared_as_written(convert: Convert, monkeypatch
 
 
 def test_two_runs_at_once_leave_the_files_of_one(here: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved(wiring="none")
+    saved(variant="plain")
     prove, others = refdiff.convert.prove, ["new"]
 
     def overtaken(*arguments: Any, **options: Any) -> Any:

@@ -148,7 +148,7 @@ def test_a_hub_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_checkpoint_with_another_head_is_refused(tmp_path: Path) -> None:
-    refdiff.DiffLlamaConfig(architectures=["LlamaForQuestionAnswering"], wiring="none").save_pretrained(tmp_path)
+    refdiff.DiffLlamaConfig(architectures=["LlamaForQuestionAnswering"], variant="plain").save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"m: a DiffLlamaForQuestionAnswering, which .* refdiff\.DiffLlamaForQuestion"):
         refuse_other_heads("m", tmp_path)
 

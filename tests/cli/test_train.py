@@ -115,7 +115,7 @@ sys.exit(main(sys.argv[2:]))
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_started(
     train: Train, cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("-q", "--prompt", "-- the", "-s", "3", "--wiring", "v2", "--threads", "1")
+    options = ("-q", "--prompt", "-- the", "-s", "3", "--variant", "v2", "--threads", "1")
     assert train("--steps", "2", *options, out="whole").status == 0
     for name, where in (("steps", "checkpoint.save"), ("corpus", "data.Corpus.from_text")):
         if (child := os.fork()) == 0:
@@ -167,10 +167,10 @@ def test_a_config_file_and_flags_over_it(text: Path, here: Path, cli: Cli) -> No
     )  # fmt: skip
     config.save_pretrained(here)
     command = ("train", "text.txt", "--config", "config.json", "--batch", "2", "--steps", "1", "-q")
-    flags = ("--layers", "1", "--wiring", "paper", "--vocab-size", "267", "--context", "24", "-o", "new")
+    flags = ("--layers", "1", "--variant", "paper", "--vocab-size", "267", "--context", "24", "-o", "new")
     assert cli(*command, *flags).status == 0
     trained = refdiff.DiffLlamaConfig.from_pretrained(here / "new" / "step-000001")
-    assert (trained.num_hidden_layers, trained.wiring, trained.vocab_size) == (1, "paper", 267)
+    assert (trained.num_hidden_layers, trained.variant, trained.vocab_size) == (1, "paper", 267)
     assert (trained.hidden_size, trained.num_key_value_heads, trained.rms_norm_eps) == (24, 2, 1e-3)
     assert trained.max_position_embeddings == 24, "a longer context than the file allows is put into the new one"
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
@@ -227,11 +227,11 @@ def test_the_options_of_a_resumed_run(
     assert train("--steps", "1", "--rate", "0.002", "-q").status == 0
     again = ("train", "text.txt", "-o", "out", *SMALL, "-q", "--resume")
     assert cli(*again, "--steps", "2").out == "out/step-000002\n"
-    other = ("--seed", "1", "--wiring", "v2", "--heads", "4", "--validation", "0.2", "--max-steps", "3")
+    other = ("--seed", "1", "--variant", "v2", "--heads", "4", "--validation", "0.2", "--max-steps", "3")
     status, out, err = cli(*again, *other)
     assert (status, out) == (2, "")
     others = {word.strip(",") for word in err.split("leave out ")[1].split()}
-    assert others == {"--seed", "--wiring", "--heads", "--validation"}
+    assert others == {"--seed", "--variant", "--heads", "--validation"}
     (here / "other.txt").write_text("another")
     assert "leave out TEXT\n" in cli("train", "other.txt", "-o", "out", "--resume").err
     assert train("--steps", "3", "--rate", "1e-3", "-q", resume=True).out == "out/step-000003\n"  # the flag's default

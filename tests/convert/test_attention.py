@@ -1,4 +1,4 @@
-"""One layer's attention in another wiring: what has an exact answer, and what has none."""
+"""One layer's attention in another variant: what has an exact answer, and what has none."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.tolerances import close
 
 
 def test_a_lambda_that_depends_on_the_token_is_no_llama() -> None:
-    model = small_model(wiring="v2")
+    model = small_model(variant="v2")
     with pytest.raises(ValueError, match="where λ depends on the token"):
-        convert(model.config, model.params, "none")
+        convert(model.config, model.params, "plain")
 
 
 @pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf")])
 def test_no_size_of_the_values_makes_up_for_an_epsilon_of_0(one: str, other: str) -> None:
-    model = small_model(wiring=one, rms_norm_eps=0.0)
+    model = small_model(variant=one, rms_norm_eps=0.0)
     with pytest.raises(ValueError, match="cannot convert a norm with ε = "):
         convert(model.config, model.params, other)
 
@@ -37,7 +37,13 @@ def test_weights_of_the_eager_file_with_heads_repeated(size: str) -> None:
     pairs, layer, D = case.options["num_heads"], case.options["depth"], case.x.shape[2]
     d, n = D // pairs // 2, pairs // case.key_heads
     p = weights.nest({name.replace("out_proj", "o_proj"): array for name, array in case.weights.items()})
-    sizes = {"wiring": "paper", "hidden_size": D, "num_attention_heads": 2 * pairs, "head_dim": d, "rms_norm_eps": 1e-6}
+    sizes = {
+        "variant": "paper",
+        "hidden_size": D,
+        "num_attention_heads": 2 * pairs,
+        "head_dim": d,
+        "rms_norm_eps": 1e-6,
+    }
 
     def to_hf(key_heads: int, attention: dict[str, Any]) -> Any:
         config = small_config(num_key_value_heads=key_heads, **sizes)

@@ -27,7 +27,7 @@ from tests.model.models import small_model
     ],
 )
 def test_the_proof_looks_at_what_else_a_config_decides(field: str, value: Any) -> None:
-    model = small_model(wiring="hf")
+    model = small_model(variant="hf")
     config, params = convert(model.config, model.params, "paper")
     kept = getattr(config, field)
     setattr(config, field, value)
@@ -55,12 +55,13 @@ def without(params: Any, name: str) -> Any:
 
 @pytest.mark.parametrize("function", [convert, convert_later])
 def test_weights_that_are_not_those_of_the_config(function: Any) -> None:
-    hf, paper = small_model(wiring="hf"), small_model(wiring="paper")
+    hf, paper = small_model(variant="hf"), small_model(variant="paper")
     with pytest.raises(
-        ValueError, match=r"wiring is 'paper' .* subln\.weight of shape \(12,\) is missing\. They fit the wiring 'hf':"
+        ValueError,
+        match=r"variant is 'paper' .* subln\.weight of shape \(12,\) is missing\. They fit the variant 'hf':",
     ):
         function(paper.config, hf.params, "hf")
-    with pytest.raises(ValueError, match=r"subln\.weight of shape \(12,\) is too many\. They fit the wiring 'paper'"):
+    with pytest.raises(ValueError, match=r"subln\.weight of shape \(12,\) is too many\. They fit the variant 'paper'"):
         function(hf.config, paper.params, "paper")
     wrong = copy.deepcopy(hf.config)
     wrong.num_attention_heads = 16

@@ -18,7 +18,7 @@ from tests.model.models import small_model
 
 
 def test_the_proof_finds_a_single_wrong_row() -> None:
-    model = small_model(wiring="paper")
+    model = small_model(variant="paper")
     config, params = convert(model.config, model.params, "hf")
     before = (model.config, model.params)
     assert prove(before, (config, params)).worst < 1e-13
@@ -33,7 +33,7 @@ def test_the_proof_finds_a_single_wrong_row() -> None:
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_the_proof_is_not_blind_to_what_is_not_finite(layer: int) -> None:
-    model = small_model(wiring="hf")
+    model = small_model(variant="hf")
     config, params = convert(model.config, model.params, "paper")
     before = (model.config, model.params)
     for value in (math.nan, math.inf):
@@ -46,7 +46,7 @@ def test_the_proof_is_not_blind_to_what_is_not_finite(layer: int) -> None:
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_the_proof_of_a_layer_that_gives_zeros(layer: int) -> None:
-    model = small_model(wiring="hf")
+    model = small_model(variant="hf")
     before = (model.config, model.params)
     wrong = copy.deepcopy(convert(*before, "paper"))
     model.params["model"]["layers"][layer]["self_attn"]["o_proj"]["weight"][...] = 0
@@ -58,7 +58,7 @@ def test_the_proof_of_a_layer_that_gives_zeros(layer: int) -> None:
 
 
 def test_the_proof_looks_at_the_other_weights_too() -> None:
-    model = small_model(refdiff.DiffLlamaForCausalLM, wiring="hf")
+    model = small_model(refdiff.DiffLlamaForCausalLM, variant="hf")
     config, params = convert(model.config, model.params, "paper")
     before = (model.config, model.params)
     assert prove(before, (config, params)).changed == ()
@@ -72,11 +72,11 @@ def test_the_proof_looks_at_the_other_weights_too() -> None:
 
 
 def test_the_proof_finds_another_epsilon() -> None:
-    model = small_model(wiring="hf", rms_norm_eps=1e-6)
+    model = small_model(variant="hf", rms_norm_eps=1e-6)
     config, params = convert(model.config, model.params, "paper")
     before = (model.config, model.params)
     assert prove(before, (config, params)).worst < 1e-13
-    same = small_model(wiring="hf", rms_norm_eps=SUBLN_EPS)  # the same weights, which need no other size of values
+    same = small_model(variant="hf", rms_norm_eps=SUBLN_EPS)  # the same weights, which need no other size of values
     _, wrong = convert(same.config, same.params, "paper")
     assert prove(before, (config, wrong)).worst > 1e-3
 
@@ -90,11 +90,11 @@ def test_the_proof_sees_near_and_far_positions(limit: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("wiring", ["hf", "paper"])
-def test_rounding_explains_what_it_does_and_no_more(wiring: str, dtype: str) -> None:
-    model = small_model(refdiff.DiffLlamaForCausalLM, wiring=wiring, rms_norm_eps=1e-6)
+@pytest.mark.parametrize("variant", ["hf", "paper"])
+def test_rounding_explains_what_it_does_and_no_more(variant: str, dtype: str) -> None:
+    model = small_model(refdiff.DiffLlamaForCausalLM, variant=variant, rms_norm_eps=1e-6)
     before = (model.config, model.params)
-    config, params = convert(*before, "paper" if wiring == "hf" else "hf")
+    config, params = convert(*before, "paper" if variant == "hf" else "hf")
     flat = weights.flatten(params)
     rounded = weights.nest({name: round_to(a, dtype) for name, a in flat.items()})
     assert prove(before, (config, params)).unexplained is None

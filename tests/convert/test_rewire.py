@@ -1,4 +1,4 @@
-"""The same function in another wiring, on random models; and what has no exact answer is refused."""
+"""The same function in another variant, on random models; and what has no exact answer is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LENGTHS = [5, 64]
 
 
 @st.composite
-def options(draw: st.DrawFn, wiring: str, **fields: Any) -> dict[str, Any]:
+def options(draw: st.DrawFn, variant: str, **fields: Any) -> dict[str, Any]:
     """What `made` makes a model of, and what a failing example is printed with."""
     heads, keys = draw(st.sampled_from(HEADS))
     size = draw(st.sampled_from([4, 8, 12]))
@@ -61,7 +61,7 @@ def options(draw: st.DrawFn, wiring: str, **fields: Any) -> dict[str, Any]:
     }
     rope = draw(st.sampled_from([*ROPES, longrope]))
     return {
-        "wiring": wiring,
+        "variant": variant,
         "seed": draw(st.integers(0, 99)),
         "num_attention_heads": heads,
         "num_key_value_heads": keys,
@@ -83,9 +83,9 @@ def made(options: dict[str, Any]) -> Any:
         return small_model(kernels="reference", **options)
 
 
-def rewired(model: Any, wiring: str, **options: Any) -> Any:
-    config, params = convert(model.config, model.params, wiring, **options)
-    assert config.wiring == wiring
+def rewired(model: Any, variant: str, **options: Any) -> Any:
+    config, params = convert(model.config, model.params, variant, **options)
+    assert config.variant == variant
     shapes = {name: array.shape for name, array in weights.flatten(params).items()}
     assert shapes == weights.parameter_shapes(config, type(model).__name__)
     return type(model)(config, params, dtype="float64", kernels="reference")
@@ -99,7 +99,7 @@ def zero_lambda_proj(model: Any) -> Any:
     return type(model)(model.config, params, dtype="float64", kernels="reference")
 
 
-@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2"), ("v2", "none")])
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("plain", "v2"), ("v2", "plain")])
 @MORE
 @given(data=st.data(), seed=st.integers(0, 9))
 def test_it_computes_the_same(one: str, other: str, data: st.DataObject, seed: int) -> None:
@@ -114,12 +114,14 @@ def test_it_computes_the_same(one: str, other: str, data: st.DataObject, seed: i
 
 
 def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
-    model = small_model(wiring="none", num_attention_heads=3, num_key_value_heads=1, kernels="reference")
+    model = small_model(variant="plain", num_attention_heads=3, num_key_value_heads=1, kernels="reference")
     tokens = ids(0, 2, 9)
     close(rewired(model, "v2")(tokens).logits, model(tokens).logits, CONVERTED)
 
 
-@pytest.mark.parametrize(("one", "other", "fields"), [("hf", "paper", {"rms_norm_eps": SUBLN_EPS}), ("none", "v2", {})])
+@pytest.mark.parametrize(
+    ("one", "other", "fields"), [("hf", "paper", {"rms_norm_eps": SUBLN_EPS}), ("plain", "v2", {})]
+)
 @MORE
 @given(data=st.data())
 def test_a_round_trip_is_bitwise_equal(one: str, other: str, fields: dict[str, Any], data: st.DataObject) -> None:
@@ -131,9 +133,9 @@ def test_a_round_trip_is_bitwise_equal(one: str, other: str, fields: dict[str, A
         close(after[name], before[name], EXACT)
 
 
-@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2")])
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("plain", "v2")])
 def test_weights_on_another_backend(away: Place, one: str, other: str) -> None:
-    there = small_model(wiring=one, rms_norm_eps=1e-6, **away.choice)
+    there = small_model(variant=one, rms_norm_eps=1e-6, **away.choice)
     config, params = convert(there.config, there.params, other)
     new = type(there)(config, params, dtype="float64", **away.choice)
     close(to_numpy(new(ids(0, 1, 7)).logits), to_numpy(there(ids(0, 1, 7)).logits), CONVERTED)
@@ -141,57 +143,59 @@ def test_weights_on_another_backend(away: Place, one: str, other: str) -> None:
 
 
 def test_nothing_is_written_to_and_the_rest_is_shared() -> None:
-    model = small_model(wiring="paper")
+    model = small_model(variant="paper")
     kept = copy.deepcopy(model.params)
     _, params = convert(model.config, model.params, "hf")
     for name, array in weights.flatten(model.params).items():
         close(array, weights.flatten(kept)[name], EXACT)
     assert params["model"]["embed_tokens"]["weight"] is model.params["model"]["embed_tokens"]["weight"]
-    assert model.config.wiring == "paper"
+    assert model.config.variant == "paper"
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("none", "hf"), ("none", "paper"), ("hf", "none"), ("paper", "none"),
+    [("plain", "hf"), ("plain", "paper"), ("hf", "plain"), ("paper", "plain"),
      ("hf", "v2"), ("paper", "v2"), ("v2", "hf"), ("v2", "paper")],
 )  # fmt: skip
 def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
-    model = small_model(wiring=one)
-    with pytest.raises(ValueError, match=f"cannot convert wiring '{one}' to '{other}' exactly: the norm after") as said:
+    model = small_model(variant=one)
+    with pytest.raises(
+        ValueError, match=f"cannot convert variant '{one}' to '{other}' exactly: the norm after"
+    ) as said:
         convert(model.config, model.params, other)
-    assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "none")
+    assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "plain")
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
     model = small_model()
-    with pytest.raises(ValueError, match=f"wiring: got 'flash', expected one of {', '.join(VARIANTS)}$"):
+    with pytest.raises(ValueError, match=f"variant: got 'flash', expected one of {', '.join(VARIANTS)}$"):
         convert(model.config, model.params, "flash")
 
 
 def test_a_variant_without_a_step_is_not_said_to_have_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VARIANTS, "untried", replace(VARIANTS["none"], model_type="untried_transformer"))
-    model = small_model(wiring="none")
+    monkeypatch.setitem(VARIANTS, "untried", replace(VARIANTS["plain"], model_type="untried_transformer"))
+    model = small_model(variant="plain")
     untried = copy.copy(model.config)
-    untried.wiring = "untried"
-    for config, other in ((untried, "none"), (model.config, "untried")):
-        step = f"'{config.wiring}' to '{other}'"
-        with pytest.raises(ValueError, match=f"^cannot convert wiring {step} exactly: no exact conversion is known; "):
+    untried.variant = "untried"
+    for config, other in ((untried, "plain"), (model.config, "untried")):
+        step = f"'{config.variant}' to '{other}'"
+        with pytest.raises(ValueError, match=f"^cannot convert variant {step} exactly: no exact conversion is known; "):
             convert(config, model.params, other)
 
 
 def test_weights_of_the_eager_file() -> None:
-    grouped, full = small_model(wiring="paper"), small_model(wiring="paper", num_key_value_heads=8)
+    grouped, full = small_model(variant="paper"), small_model(variant="paper", num_key_value_heads=8)
     with pytest.raises(ValueError, match=r"multihead_diffattn\.py repeats 4 key heads to 8 before it pairs them"):
         convert(grouped.config, grouped.params, "hf", eager=True)
     tokens = ids(4, 1, 7)
     close(rewired(full, "hf", eager=True)(tokens).logits, full(tokens).logits, CONVERTED)
-    with pytest.raises(ValueError, match="eager: got weights in the wiring 'hf', expected \"paper\""):
+    with pytest.raises(ValueError, match="eager: got weights in the variant 'hf', expected \"paper\""):
         convert(small_model().config, small_model().params, "paper", eager=True)
 
 
-@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2"), ("hf", "hf")])
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("plain", "v2"), ("hf", "hf")])
 def test_deferred_conversion_equals_the_immediate_one(one: str, other: str) -> None:
-    model = small_model(wiring=one, rms_norm_eps=1e-6)
+    model = small_model(variant=one, rms_norm_eps=1e-6)
     config, params = convert(model.config, model.params, other)
     config_later, later = convert_later(model.config, model.params, other)
     assert config_later == config

@@ -20,7 +20,7 @@ import refdiff
 from refdiff.cli import main
 from refdiff.cli.process import capture_panics
 from refdiff.oracle import first_divergence, golden, read_trace
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 
 CLASSES = (
     refdiff.DiffLlamaModel, refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForSequenceClassification,
@@ -116,7 +116,7 @@ def inspect_json(folder: Path, rng: Random) -> None:
 
 def convert(folder: Path, rng: Random) -> None:
     """The command `convert`."""
-    _command(folder, "convert", str(folder), str(folder / "new"), "--to", rng.choice(WIRINGS))
+    _command(folder, "convert", str(folder), str(folder / "new"), "--to", rng.choice(VARIANT_NAMES))
 
 
 def again(folder: Path, rng: Random) -> None:

@@ -38,16 +38,16 @@ def make(root: Path) -> dict[str, Base]:
     """Make every base under `root`, a whole `model` beside them, and a `secret` that nothing may read."""
     (root / "outside").mkdir(parents=True)
     (root / "outside" / "secret").write_text("SECRET")
-    for wiring, tokenizer, size in (
+    for variant, tokenizer, size in (
         ("hf", "byte_level", "5GB"),
         ("paper", "byte_fallback", 6000),
         ("v2", "unigram", 6000),
     ):
-        folder = root / wiring
+        folder = root / variant
         backend = KINDS[tokenizer]()
         config = refdiff.DiffLlamaConfig(
             vocab_size=backend.get_vocab_size(), hidden_size=8, intermediate_size=12, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=4, max_position_embeddings=64, wiring=wiring,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=4, max_position_embeddings=64, variant=variant,
             bos_token_id=1, eos_token_id=2, pad_token_id=0,
         )  # fmt: skip
         model = refdiff.DiffLlamaForCausalLM.from_config(config, seed=1, kernels="reference")

@@ -243,7 +243,7 @@ def test_a_streamer_that_is_none_is_refused_first(streamer: Any) -> None:
 # ---- on a device: array-api-strict's second, which converts nothing unasked, or CuPy's
 
 
-@pytest.mark.parametrize("wiring", ["hf", "v2"])
+@pytest.mark.parametrize("variant", ["hf", "v2"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -253,8 +253,8 @@ def test_a_streamer_that_is_none_is_refused_first(streamer: Any) -> None:
     ],
     ids=lambda options: "-".join(options) or "greedy",
 )  # fmt: skip
-def test_text_is_the_same_on_a_device(away: Place, options: dict[str, Any], wiring: str) -> None:
-    config = refdiff.DiffLlamaConfig(**SIZES, wiring=wiring)
+def test_text_is_the_same_on_a_device(away: Place, options: dict[str, Any], variant: str) -> None:
+    config = refdiff.DiffLlamaConfig(**SIZES, variant=variant)
     there = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, **away.choice)
     here = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, kernels="reference")
     ids = IDS[:1] if "prompt_lookup_num_tokens" in options else IDS

@@ -16,7 +16,7 @@ CLASSES = (
     refdiff.DiffLlamaForQuestionAnswering,
 )
 
-WIRINGS = TESTED
+VARIANT_NAMES = TESTED
 """Every attention variant; a new one is tried wherever all are."""
 
 

@@ -16,7 +16,7 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
@@ -25,10 +25,10 @@ def write(folder: Path, content: str | dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_only_version_2_has_two_queries_a_head(wiring: str) -> None:
-    config = DiffLlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, wiring=wiring)
-    assert config.num_query_heads == (8 if wiring == "v2" else 4)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_only_version_2_has_two_queries_a_head(variant: str) -> None:
+    config = DiffLlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, variant=variant)
+    assert config.num_query_heads == (8 if variant == "v2" else 4)
 
 
 def test_the_handcut_file(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_fields_left_out_have_the_defaults_of_transformers() -> None:
     """The defaults of transformers' DiffLlamaConfig and LlamaConfig; tests/parity compares with theirs."""
     assert DiffLlamaConfig().to_dict() == DIFFLLAMA
     assert DiffLlamaConfig(model_type="llama").to_dict() == LLAMA
-    assert DiffLlamaConfig(wiring="none").to_dict() == {**DIFFLLAMA, "model_type": "llama"}
+    assert DiffLlamaConfig(variant="plain").to_dict() == {**DIFFLLAMA, "model_type": "llama"}
 
 
 LIMITS = {
@@ -126,11 +126,11 @@ def test_unknown_fields_are_kept_and_named_once(tmp_path: Path) -> None:
 
 
 def test_a_changed_copy_keeps_the_other_fields() -> None:
-    config = DiffLlamaConfig(num_key_value_heads=4, wiring="paper", prefix="p", vocab_size=100)
+    config = DiffLlamaConfig(num_key_value_heads=4, variant="paper", prefix="p", vocab_size=100)
     assert config.extra == {"prefix": "p"}
     assert "prefix" not in repr(config)
     changed = replace(config, vocab_size=99)
-    assert (changed.vocab_size, changed.num_key_value_heads, changed.wiring) == (99, 4, "paper")
+    assert (changed.vocab_size, changed.num_key_value_heads, changed.variant) == (99, 4, "paper")
     assert changed.extra == {"prefix": "p"}
     assert DiffLlamaConfig(extra={"prefix": "p", "vocab_size": 7}, vocab_size=9).vocab_size == 9
 

@@ -54,11 +54,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"id2label": {0: "a"}, "label2id": {"a": "000000000001"}},
         r"label2id\['a'\]: got '000000000001', a string, expected",
     ),
-    ({"wiring": "flash"}, f"wiring: got 'flash', expected one of {', '.join(VARIANTS)}"),
+    ({"variant": "flash"}, f"variant: got 'flash', expected one of {', '.join(VARIANTS)}"),
     ({"model_type": "gpt2"}, f"got 'gpt2', expected one of {', '.join(v.model_type for v in VARIANTS.values())}"),
     (
-        {"wiring": "none", "model_type": "diff_transformer"},
-        "got 'none', expected 'paper' for model_type 'diff_transformer'",
+        {"variant": "plain", "model_type": "diff_transformer"},
+        "got 'plain', expected 'paper' for model_type 'diff_transformer'",
     ),
     ({"mlp_bias": True}, "mlp_bias: got True, expected false: the feed-forward layers here have no bias; use a "),
     (
@@ -75,7 +75,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"problem_type": "regression"}, {"problem_type": "single_label_classification"},
     {"problem_type": "multi_label_classification"},
     {"num_attention_heads": 2**16, "num_key_value_heads": 2**16, "head_dim": 2},
-    {"num_key_value_heads": 1, "wiring": "v2"}, {"num_key_value_heads": 1, "wiring": "none"}, {"head_dim": 2},
+    {"num_key_value_heads": 1, "variant": "v2"}, {"num_key_value_heads": 1, "variant": "plain"}, {"head_dim": 2},
     {"head_dim": 2**16}, {"id2label": {2**31 - 1: "a"}, "label2id": {"a": 2**31 - 1}},
 ]  # fmt: skip
 
@@ -88,21 +88,21 @@ def test_accepted_up_to_the_limit(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "wiring", "model_type"),
+    ("fields", "variant", "model_type"),
     [
         ({}, "hf", "diffllama"),
         ({"model_type": "diffllama"}, "hf", "diffllama"),
         ({"model_type": "diff_transformer"}, "paper", "diff_transformer"),
         ({"model_type": "diff_transformer_v2"}, "v2", "diff_transformer_v2"),
-        ({"model_type": "llama"}, "none", "llama"),
-        ({"wiring": "paper"}, "paper", "diff_transformer"),
-        ({"wiring": "v2", "model_type": "diffllama"}, "v2", "diff_transformer_v2"),
-        ({"wiring": "none", "model_type": "llama"}, "none", "llama"),
+        ({"model_type": "llama"}, "plain", "llama"),
+        ({"variant": "paper"}, "paper", "diff_transformer"),
+        ({"variant": "v2", "model_type": "diffllama"}, "v2", "diff_transformer_v2"),
+        ({"variant": "plain", "model_type": "llama"}, "plain", "llama"),
     ],
 )
-def test_the_wiring_and_the_type_of_a_model(fields: dict[str, Any], wiring: str, model_type: str) -> None:
+def test_the_variant_and_the_type_of_a_model(fields: dict[str, Any], variant: str, model_type: str) -> None:
     config = DiffLlamaConfig(**fields)
-    assert (config.wiring, config.to_dict()["model_type"]) == (wiring, model_type)
+    assert (config.variant, config.to_dict()["model_type"]) == (variant, model_type)
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(next(iter(fields.items()))) for fields, _ in REFUSED])
@@ -214,3 +214,9 @@ def test_unknown_fields_are_named_with_a_near_name_where_there_is_one() -> None:
     names = [f"field_{index}" for index in range(21)]  # of which twenty are named
     assert config_checks.describe_unknown(names[:20], known).endswith("field_18, field_19")
     assert config_checks.describe_unknown(names, known).endswith("field_18, field_19, and 1 more")
+
+
+def test_the_older_names_of_the_variant_are_read() -> None:
+    config = DiffLlamaConfig(wiring="none")
+    assert (config.variant, config.wiring) == ("plain", "plain")
+    assert DiffLlamaConfig.from_dict({"model_type": "diff_transformer", "wiring": "paper"}).variant == "paper"

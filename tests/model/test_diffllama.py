@@ -11,7 +11,7 @@ import refdiff
 from refdiff import layers
 from refdiff.backends import overlay
 from refdiff.model.diffllama import Context, decoder_layer
-from tests.model.models import WIRINGS, ids, small_model
+from tests.model.models import VARIANT_NAMES, ids, small_model
 from tests.model.variants import expected
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -33,7 +33,7 @@ def test_hidden_states_are_what_each_layer_was_given_and_the_normed_result():
 
 def attention_of_layers(p, x, layer, context):
     """Eq. 3 in every variant, from the layers alone."""
-    c, variant = context.config, expected(context.config.wiring)
+    c, variant = context.config, expected(context.config.variant)
 
     def heads(name, width):
         return np.moveaxis(layers.linear(x, **p[f"{name}_proj"]).reshape(*x.shape[:2], -1, width), 2, 1)
@@ -44,7 +44,7 @@ def attention_of_layers(p, x, layer, context):
     return layers.linear(variant.heads(p, x, q, k, v, start, c.rms_norm_eps), **p["o_proj"])
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
 @given(
     seed=st.integers(0, 99),
     sizes=st.tuples(*[st.integers(1, 3)] * 4),
@@ -52,11 +52,11 @@ def attention_of_layers(p, x, layer, context):
     layer=st.integers(0, 9),
     eps=st.sampled_from([1e-6, 1e-2]),
 )
-def test_each_half_of_a_layer_is_added_to_its_input(wiring, seed, sizes, D, layer, eps):
+def test_each_half_of_a_layer_is_added_to_its_input(variant, seed, sizes, D, layer, eps):
     B, T, keys, queries = sizes
     heads = {"num_key_value_heads": 2 * keys, "num_attention_heads": 2 * keys * queries}
     model = small_model(
-        seed=seed, wiring=wiring, kernels="reference", num_hidden_layers=1, hidden_size=D, rms_norm_eps=eps, **heads
+        seed=seed, variant=variant, kernels="reference", num_hidden_layers=1, hidden_size=D, rms_norm_eps=eps, **heads
     )
     p, x = model.params["model"]["layers"][0], np.random.default_rng(seed).standard_normal((B, T, D))
     angles = layers.rope_cos_sin(np.arange(T)[None], [1.0, 0.1, 0.01], 1.0, np.float64)
@@ -72,11 +72,11 @@ def test_each_half_of_a_layer_is_added_to_its_input(wiring, seed, sizes, D, laye
     np.testing.assert_allclose(decoder_layer(p, x, layer, context) - y, fed, **CLOSE)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
 @pytest.mark.parametrize("past", [0, 4])
-def test_rope_rotates_queries_and_keys_by_the_positions_of_their_tokens(wiring, past):
+def test_rope_rotates_queries_and_keys_by_the_positions_of_their_tokens(variant, past):
     """Angles by hand, so that a wrong RoPE in the model is told as such."""
-    model, tokens = small_model(wiring=wiring, kernels="reference", num_hidden_layers=1), ids(1, 1, past + 5)
+    model, tokens = small_model(variant=variant, kernels="reference", num_hidden_layers=1), ids(1, 1, past + 5)
     calls = []
 
     def wrap(name, function):
@@ -88,7 +88,7 @@ def test_rope_rotates_queries_and_keys_by_the_positions_of_their_tokens(wiring, 
     rotated = [(args[0], out) for name, args, out in calls if name == "rope"]
     assert len(rotated) == 2, "RoPE: queries and keys of a layer are rotated once each"
     d = model.config.head_dim
-    pairs = [(2 * i, 2 * i + 1) if expected(wiring).INTERLEAVED else (i, i + d // 2) for i in range(d // 2)]
+    pairs = [(2 * i, 2 * i + 1) if expected(variant).INTERLEAVED else (i, i + d // 2) for i in range(d // 2)]
     for (before, after), name in zip(rotated, ("queries", "keys"), strict=True):
         for t in range(5):
             for i, (a, b) in enumerate(pairs):
@@ -100,20 +100,20 @@ def test_rope_rotates_queries_and_keys_by_the_positions_of_their_tokens(wiring, 
 
 
 MASKS = {
-    "none": lambda B, T, S, H: {},
+    "plain": lambda B, T, S, H: {},
     "padding": lambda B, T, S, H: {"attention_mask": (np.arange(S) >= np.arange(B)[:, None] * 2).astype(int)},
     "may see": lambda B, T, S, H: {"attention_mask": np.tril(np.ones((B, 1, T, S)), S - T - 1) + np.eye(T, S) > 0},
     "added": lambda B, T, S, H: {"attention_mask": np.random.default_rng(3).standard_normal((B, H, T, S))},
 }
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("past", [0, 4])
 @pytest.mark.parametrize("keep", [1, 3, 9])
-def test_tokens_that_nobody_reads_change_nothing(wiring, mask, past, keep):
+def test_tokens_that_nobody_reads_change_nothing(variant, mask, past, keep):
     """The last layer computes only what is read; more than there is, is all."""
-    model, tokens = small_model(wiring=wiring), ids(4, 3, past + 7)
+    model, tokens = small_model(variant=variant), ids(4, 3, past + 7)
     see = MASKS[mask](3, 7, past + 7, model.config.num_query_heads)
     results = []
     for options in ({}, {"logits_to_keep": keep}, {"logits_to_keep": keep, "output_hidden_states": True}):

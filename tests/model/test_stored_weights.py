@@ -51,7 +51,7 @@ def test_matrices_are_kept_in_16_bits_and_the_rest_is_expanded(folder: Path) -> 
 
 def test_the_map_of_lambda_is_expanded_too(tmp_path: Path) -> None:
     """A projection by its name, but not one that stays."""
-    config = small_config(initializer_range=0.02, wiring="v2")
+    config = small_config(initializer_range=0.02, variant="v2")
     refdiff.DiffLlamaForCausalLM.from_config(config, 3, dtype="bfloat16").save_pretrained(tmp_path)
     model = load(tmp_path, weights="stored")
     kinds = {name: a.dtype.itemsize for name, a in flatten(model.params).items() if name.endswith("_proj.weight")}

@@ -1,4 +1,4 @@
-"""Gradients of whole models: every head, wiring and mask against central differences, and on a second device."""
+"""Gradients of whole models: every head, variant and mask against central differences, and on a second device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refdiff.backends import overlay
 from refdiff.model import diffllama_vjp, weights
 from tests.backends.tuned import tune
 from tests.layers.places import Place
-from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
+from tests.model.models import CLASSES, VARIANT_NAMES, ids, small_config, small_model
 
 ROUGH = 3e-8  # what four evaluations in float64 can tell of a slope
 HEADS = CLASSES[1:]
@@ -58,9 +58,9 @@ def error_of_slope(model: Any, options: dict[str, Any], wrong: dict[str, float] 
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_every_head_and_wiring(kind: type, wiring: str) -> None:
-    model = small_model(kind, wiring=wiring, num_labels=3, attention_bias=True)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_every_head_and_variant(kind: type, variant: str) -> None:
+    model = small_model(kind, variant=variant, num_labels=3, attention_bias=True)
     assert error_of_slope(model, {"input_ids": IDS, **targets(kind)}) < ROUGH
 
 
@@ -86,9 +86,9 @@ def for_heads(heads: int, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seen", SEEN)
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_masks_and_positions(seen: str, wiring: str) -> None:
-    model = small_model(wiring=wiring)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_masks_and_positions(seen: str, variant: str) -> None:
+    model = small_model(variant=variant)
     options = for_heads(model.config.num_query_heads, SEEN[seen])
     assert error_of_slope(model, {"input_ids": IDS, "labels": IDS, **options}) < ROUGH
 
@@ -106,18 +106,18 @@ def apart(rows: int, options: dict[str, Any], **other: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("seen", [*SEEN, "everything"])
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_microbatches_give_the_loss_and_gradients_of_the_whole_batch(seen: str, wiring: str) -> None:
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_microbatches_give_the_loss_and_gradients_of_the_whole_batch(seen: str, variant: str) -> None:
     """Of 6 rows: 5 targets of which none counts in the third part, and different numbers in the others."""
     tokens = np.concatenate([IDS, (IDS + 7) % 52 + 1, (IDS + 30) % 52 + 1])
     labels = tokens.copy()
     labels[0, 1:4] = -100
     labels[4:] = -100
-    seen_by_heads = for_heads(small_config(wiring=wiring).num_query_heads, SEEN.get(seen, {}))
+    seen_by_heads = for_heads(small_config(variant=variant).num_query_heads, SEEN.get(seen, {}))
     options = {"input_ids": tokens, "labels": labels, **rows_of(seen_by_heads, 3)}
-    whole_loss, whole = apart(6, options, wiring=wiring)
+    whole_loss, whole = apart(6, options, variant=variant)
     for rows in (1, 2):
-        loss, grads = apart(rows, options, wiring=wiring)
+        loss, grads = apart(rows, options, variant=variant)
         np.testing.assert_allclose(loss, whole_loss, rtol=1e-14)
         for name, gradient in flat(whole).items():
             layer = re.sub(r"(layers\.\d+\.).*", r"\1", name)
@@ -210,7 +210,7 @@ def test_the_padding_token_is_not_trained_by_being_looked_up() -> None:
 
 
 def test_lambda_of_v2_calls_the_parts_that_replace_its_own() -> None:
-    model, seen = small_model(wiring="v2", kernels="reference"), []
+    model, seen = small_model(variant="v2", kernels="reference"), []
 
     def wrap(name: str, f: Any) -> Any:
         return lambda *args, **options: (seen.append(name), f(*args, **options))[1]
@@ -233,10 +233,10 @@ def test_a_thousandth_in_any_gradient_is_seen() -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_on_a_device(away: Place, kind: type, wiring: str) -> None:
-    here = small_model(kind, wiring=wiring, num_labels=3)
-    there = small_model(kind, wiring=wiring, num_labels=3, **away.choice)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_on_a_device(away: Place, kind: type, variant: str) -> None:
+    here = small_model(kind, variant=variant, num_labels=3)
+    there = small_model(kind, variant=variant, num_labels=3, **away.choice)
     options = targets(kind)
     expected, grads = here.loss_and_grad(IDS, **options)
     loss, theirs = there.loss_and_grad(IDS, **options)
@@ -260,9 +260,9 @@ def test_gradients_have_the_precision_of_the_weights(kind: type, kernels: str) -
     assert {a.dtype for a in (loss, *flat(grads).values())} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_a_second_backward_pass_is_refused(wiring: str) -> None:
-    model = small_model(wiring=wiring)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_a_second_backward_pass_is_refused(variant: str) -> None:
+    model = small_model(variant=variant)
     hidden, context = model._embed(IDS, None, use_cache=False)
     last, back = diffllama_vjp.diffllama(model.base_params, hidden, context)
     back(last)

@@ -17,7 +17,7 @@ VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 
 def jax_two_passes(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str) -> Arrays:
-    """unilm's wiring: `jax.nn.dot_product_attention` for each map and half of V, then λ, norm and scale.
+    """unilm's variant: `jax.nn.dot_product_attention` for each map and half of V, then λ, norm and scale.
 
     Nothing in float16, whose products with sums in float32 jax has not on a CPU ("precision 'F16_F16_F32'").
     """
@@ -27,7 +27,7 @@ def jax_two_passes(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str) -> 
 
 
 def jax_weights_subtracted(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str) -> Arrays:
-    """DiffLlama's wiring: both softmaxes in float32, subtracted before one product with V."""
+    """DiffLlama's variant: both softmaxes in float32, subtracted before one product with V."""
     return _run(_weights_subtracted, spec, inputs, dout, dtype)
 
 

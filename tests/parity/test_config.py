@@ -17,7 +17,7 @@ from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.config_checks import ACTIVATIONS
 from tests.parity.checkpoints import recipes
 
-FIELDS = [entry.name for entry in dataclasses.fields(DiffLlamaConfig) if entry.name not in ("extra", "wiring")]
+FIELDS = [entry.name for entry in dataclasses.fields(DiffLlamaConfig) if entry.name not in ("extra", "variant")]
 RECIPES = recipes()
 SPELLINGS = ("rope_parameters", "rope_scaling type", "rope_scaling rope_type", "both")
 

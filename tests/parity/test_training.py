@@ -17,12 +17,12 @@ from tests.training.conftest import _corpus, start  # noqa: F401  (fixtures)
 Start = Callable[..., Trainer]
 
 
-EACH = pytest.mark.parametrize(("wiring", "name"), [("hf", "DiffLlamaForCausalLM"), ("none", "LlamaForCausalLM")])
+EACH = pytest.mark.parametrize(("variant", "name"), [("hf", "DiffLlamaForCausalLM"), ("plain", "LlamaForCausalLM")])
 
 
 @EACH
-def test_transformers_loads_a_checkpoint_and_its_tokenizer(start: Start, wiring: str, name: str) -> None:  # noqa: F811
-    trainer = start(wiring=wiring, max_steps=3)
+def test_transformers_loads_a_checkpoint_and_its_tokenizer(start: Start, variant: str, name: str) -> None:  # noqa: F811
+    trainer = start(variant=variant, max_steps=3)
     folder = trainer.run()
     model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
@@ -37,9 +37,9 @@ def test_transformers_loads_a_checkpoint_and_its_tokenizer(start: Start, wiring:
 
 
 @EACH
-def test_twenty_steps_are_those_of_torch(start: Start, wiring: str, name: str) -> None:  # noqa: F811
+def test_twenty_steps_are_those_of_torch(start: Start, variant: str, name: str) -> None:  # noqa: F811
     """transformers' model in float64, torch's AdamW, the same batches and rates: the same weights."""
-    trainer = start(wiring=wiring, dtype="float64", max_steps=20, save_every=0)
+    trainer = start(variant=variant, dtype="float64", max_steps=20, save_every=0)
     first = trainer.save()
     peer = float64_peer(first, name).model.train()
     params = dict(peer.named_parameters())

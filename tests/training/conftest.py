@@ -33,10 +33,10 @@ def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(_corpus: Path, tmp_path: Path) -> Callable[..., Trainer]:
-    """Begin a run in a folder of its own: `start(name, wiring=…, steps=…, …)`."""
+    """Begin a run in a folder of its own: `start(name, variant=…, steps=…, …)`."""
 
     def start(
-        name: str = "run", *, wiring: str = "hf", dtype: str = "float32", backend: Any = "numpy", device: Any = None,
+        name: str = "run", *, variant: str = "hf", dtype: str = "float32", backend: Any = "numpy", device: Any = None,
         **settings: Any,
     ) -> Trainer:  # fmt: skip
         out = tmp_path / name
@@ -44,7 +44,7 @@ def start(_corpus: Path, tmp_path: Path) -> Callable[..., Trainer]:
         corpus = Corpus(out / "corpus")
         config = refdiff.DiffLlamaConfig(
             vocab_size=270, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=8, wiring=wiring, tie_word_embeddings=True, max_position_embeddings=32,
+            num_key_value_heads=2, head_dim=8, variant=variant, tie_word_embeddings=True, max_position_embeddings=32,
             bos_token_id=corpus.separator, eos_token_id=corpus.separator, pad_token_id=None,
         )  # fmt: skip
         given = {"max_steps": 6, "batch_size": 4, "context": 16, "warmup_steps": 2, "learning_rate": 1e-2}

@@ -17,10 +17,10 @@ from refdiff.training.adamw import AdamW
 from refdiff.training.settings import Settings, needed_memory
 
 
-def config(wiring: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:
+def config(variant: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:
     return refdiff.DiffLlamaConfig(
         vocab_size=500, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, wiring=wiring, tie_word_embeddings=True, pad_token_id=None,
+        num_key_value_heads=2, head_dim=16, variant=variant, tie_word_embeddings=True, pad_token_id=None,
     )  # fmt: skip
 
 
@@ -56,24 +56,24 @@ def test_names_of_version_0_1_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wiring", "layers", "batch", "context"),
+    ("variant", "layers", "batch", "context"),
     [
-        ("hf", 24, 1, 8), ("paper", 24, 1, 8), ("v2", 3, 8, 128), ("none", 3, 8, 128), ("hf", 3, 64, 128),
+        ("hf", 24, 1, 8), ("paper", 24, 1, 8), ("v2", 3, 8, 128), ("plain", 3, 8, 128), ("hf", 3, 64, 128),
         ("hf", 2, 1, 2048),
     ],
 )  # fmt: skip
-def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, batch: int, context: int) -> None:
+def test_the_estimate_is_what_training_holds_at_least(variant: str, layers: int, batch: int, context: int) -> None:
     """Where the weights are most of it, where the tokens are, a quarter of all at a time, or one long sequence."""
     ids = np.random.default_rng(0).integers(0, 500, (batch, context))
     keep_freed_memory()  # once in a process, with a block that is never written
     tracemalloc.start()
-    model = refdiff.DiffLlamaForCausalLM.from_config(config(wiring, layers), threads=1)
+    model = refdiff.DiffLlamaForCausalLM.from_config(config(variant, layers), threads=1)
     optimizer = AdamW(flatten(model.params))
     _, grads = model.loss_and_grad(ids, labels=ids)
     optimizer.step(flatten(grads), 1e-3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    estimate = sum(needed_memory(config(wiring, layers), Settings(batch_size=batch, context=context), threads=1))
+    estimate = sum(needed_memory(config(variant, layers), Settings(batch_size=batch, context=context), threads=1))
     assert peak / 1.6 < estimate < peak
 
 

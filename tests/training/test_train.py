@@ -26,11 +26,11 @@ from refdiff.training.evaluate import TrainingError
 from refdiff.training.settings import OLD_NAMES
 from refdiff.training.train import Trainer
 from tests.layers.places import Place
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 from tests.model.variants import LAYERS
 
 Start = Callable[..., Trainer]
-EACH = pytest.mark.parametrize(("wiring", "optimizer"), [*zip(WIRINGS, cycle(("adamw", "muon")))])
+EACH = pytest.mark.parametrize(("variant", "optimizer"), [*zip(VARIANT_NAMES, cycle(("adamw", "muon")))])
 
 
 def weights(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -38,15 +38,15 @@ def weights(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 @EACH
-def test_it_learns(start: Start, wiring: str, optimizer: str) -> None:
+def test_it_learns(start: Start, variant: str, optimizer: str) -> None:
     records: list[dict[str, Any]] = []
-    trainer = start(wiring=wiring, optimizer=optimizer, max_steps=40, learning_rate=2e-2, save_every=0)
+    trainer = start(variant=variant, optimizer=optimizer, max_steps=40, learning_rate=2e-2, save_every=0)
     first = trainer.evaluate()["validation"]
     folder = trainer.run(records.append)
     assert folder.name == "step-000040"
     assert records[-1]["validation"] < first - 1.5
     assert [record["step"] for record in records] == list(range(1, 41))
-    assert (len(records[0].get("lambdas", [])) == 2) == ("diff_lambda" in LAYERS[wiring])
+    assert (len(records[0].get("lambdas", [])) == 2) == ("diff_lambda" in LAYERS[variant])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -113,12 +113,12 @@ def test_a_loss_that_is_no_number_stops_and_is_located(start: Start, part: tuple
     )
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
 @pytest.mark.parametrize("often", ["evaluate_every", "sample_every"])
 def test_weights_that_a_step_spoils_are_located_before_anything_is_shown(
-    start: Start, often: str, wiring: str, monkeypatch: pytest.MonkeyPatch
+    start: Start, often: str, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = start(wiring=wiring, **{often: 1})
+    trainer = start(variant=variant, **{often: 1})
 
     def spoil(*args: Any, **options: Any) -> None:
         trainer.model.params["model"]["layers"][1]["mlp"]["up_proj"]["weight"][...] = np.nan
@@ -163,7 +163,7 @@ def test_weights_that_are_no_numbers_are_not_saved(start: Start) -> None:
 
 def test_a_checkpoint_that_no_step_can_be_made_from_is_set_aside(start: Start) -> None:
     """Its weights are finite, its next loss or gradient is not: the one before it is resumed, at a lower rate."""
-    trainer = start(wiring="none", max_steps=3, learning_rate=1e30, warmup_steps=0, save_every=1)
+    trainer = start(variant="plain", max_steps=3, learning_rate=1e30, warmup_steps=0, save_every=1)
     why = "no step can be made from step-000001, now step-000001-unusable; resume step-000000 with --resume and a"
     with pytest.raises(TrainingError, match=rf"^step 2: the \S+ is .*; {why} lower learning rate"):
         trainer.run()
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_no_step_can_be_made_from_is_set_aside(start: Start) -
 def test_a_checkpoint_that_cannot_be_renamed_does_not_hide_the_error(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = start(wiring="none", steps=3, rate=1e30, warmup=0, save_every=1)
+    trainer = start(variant="plain", steps=3, rate=1e30, warmup=0, save_every=1)
     monkeypatch.setattr(checkpoint, "mark_unusable", Mock(side_effect=OSError(30, "Read-only file system")))
     why = r"step-000001, which cannot be renamed \(Read-only file system\): delete it; resume step-000000"
     with pytest.raises(TrainingError, match=rf"^step 2: the \S+ is .*; no step can be made from {why}"):
@@ -357,9 +357,9 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(start: Start) -> None:
 
 @EACH
 def test_training_on_a_device_equals_the_cpu_and_resumes(
-    away: Place, start: Start, wiring: str, optimizer: str
+    away: Place, start: Start, variant: str, optimizer: str
 ) -> None:
-    options: dict[str, Any] = {"wiring": wiring, "optimizer": optimizer, "dtype": "float64"}
+    options: dict[str, Any] = {"variant": variant, "optimizer": optimizer, "dtype": "float64"}
     options |= {"max_steps": 3, "grad_clip": 0.1}
     here, there = start("here", **options), start("there", **options, **away.choice)
     records: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Maps of small random models, one for each wiring."""
+"""Maps of small random models, one for each variant."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ TOKENS = 7
 
 @pytest.fixture(scope="session")
 def outputs() -> Callable[[str], Any]:
-    """`outputs(wiring)`: what a model of 3 layers and 8 heads gives for two rows of 7 tokens, maps included."""
+    """`outputs(variant)`: what a model of 3 layers and 8 heads gives for two rows of 7 tokens, maps included."""
     made: dict[str, Any] = {}
 
-    def of(wiring: str) -> Any:
-        if wiring not in made:
-            model = small_model(wiring=wiring)
-            made[wiring] = model(ids(1, 2, TOKENS), output_attentions=True, use_cache=False)
-        return made[wiring]
+    def of(variant: str) -> Any:
+        if variant not in made:
+            model = small_model(variant=variant)
+            made[variant] = model(ids(1, 2, TOKENS), output_attentions=True, use_cache=False)
+        return made[variant]
 
     return of
 
 
 @pytest.fixture
 def maps_in(outputs: Callable[[str], Any]) -> Callable[[str], AttentionMaps]:
-    """`maps_in(wiring)`: the maps of the second row."""
-    return lambda wiring: maps_of(outputs(wiring), [f"t{i}" for i in range(TOKENS)], wiring=wiring, row=1)
+    """`maps_in(variant)`: the maps of the second row."""
+    return lambda variant: maps_of(outputs(variant), [f"t{i}" for i in range(TOKENS)], variant=variant, row=1)
 
 
 @pytest.fixture

@@ -68,26 +68,26 @@ def test_all_layers_and_pairs(maps: AttentionMaps, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wiring", "place"),
+    ("variant", "place"),
     [
         pytest.param("hf", NUMPY, marks=pytest.mark.slow),
         ("hf", STRICT),
         ("paper", NUMPY),
         ("v2", STRICT),
-        ("none", STRICT),
+        ("plain", STRICT),
     ],
     ids=str,
 )
-def test_of_a_models_output_the_first_row(outputs: Callable[[str], Any], wiring: str, place: Place) -> None:
+def test_of_a_models_output_the_first_row(outputs: Callable[[str], Any], variant: str, place: Place) -> None:
     names = ("attentions", "differential_attentions", "lambdas")
-    out = ModelOutput(**{name: tuple(map(place.put, getattr(outputs(wiring), name))) for name in names})
+    out = ModelOutput(**{name: tuple(map(place.put, getattr(outputs(variant), name))) for name in names})
     words_ = [f"w{i}" for i in range(7)]
-    right = maps_of(outputs(wiring), words_, wiring=wiring)
+    right = maps_of(outputs(variant), words_, variant=variant)
     for draw in (plot_attention, plot_attention_grid):
-        made, expected = images(draw(out, tokens=words_, wiring=wiring)), images(draw(right))
+        made, expected = images(draw(out, tokens=words_, variant=variant)), images(draw(right))
         assert len(made) == len(expected)
         for image, same in zip(made, expected, strict=True):
             np.testing.assert_array_equal(image.get_array(), same.get_array())
         assert words(made[-1].axes.get_xticklabels()) == words_
-    (axes, *_) = (image.axes for image in images(plot_attention(out, wiring=wiring)))
+    (axes, *_) = (image.axes for image in images(plot_attention(out, variant=variant)))
     assert words(axes.get_xticklabels()) == list("0123456")

@@ -15,22 +15,22 @@ from refdiff.model.variants import VARIANTS
 from refdiff.viz import AttentionMaps, attention_maps, maps_of
 from refdiff.viz.maps import check_size
 from tests.layers.places import STRICT
-from tests.model.models import WIRINGS, small_config
+from tests.model.models import VARIANT_NAMES, small_config
 
 from .conftest import lambda_by_query
 
 MapsIn = Callable[[str], AttentionMaps]
 
 
-@pytest.mark.parametrize("wiring", [wiring for wiring in WIRINGS if VARIANTS[wiring].pairing])
-def test_the_three_maps_belong_together(maps_in: MapsIn, outputs: Callable[[str], Any], wiring: str) -> None:
-    maps = maps_in(wiring)
+@pytest.mark.parametrize("variant", [variant for variant in VARIANT_NAMES if VARIANTS[variant].pairing])
+def test_the_three_maps_belong_together(maps_in: MapsIn, outputs: Callable[[str], Any], variant: str) -> None:
+    maps = maps_in(variant)
     assert maps.second is not None
-    P = small_config(wiring=wiring).num_query_heads // 2
+    P = small_config(variant=variant).num_query_heads // 2
     assert maps.first.shape == maps.second.shape == (3, P, 7, 7)
     np.testing.assert_allclose(maps.first - lambda_by_query(maps) * maps.second, maps.difference, atol=1e-14)
-    out = outputs(wiring)
-    halves = VARIANTS[wiring].pairing == "halves"
+    out = outputs(variant)
+    halves = VARIANTS[variant].pairing == "halves"
     first = range(P) if halves else range(0, 2 * P, 2)
     second = range(P, 2 * P) if halves else range(1, 2 * P, 2)
     for layer, weights in enumerate(out.attentions):
@@ -39,9 +39,9 @@ def test_the_three_maps_belong_together(maps_in: MapsIn, outputs: Callable[[str]
         np.testing.assert_array_equal(maps.difference[layer], out.differential_attentions[layer][1])
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_arrays_of_a_device_are_brought_to_the_host(maps_in: MapsIn, wiring: str) -> None:
-    maps = maps_in(wiring)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_arrays_of_a_device_are_brought_to_the_host(maps_in: MapsIn, variant: str) -> None:
+    maps = maps_in(variant)
     names = ("first", "second", "difference", "lambdas", "starts")
     there = AttentionMaps(maps.tokens, *(STRICT.put(getattr(maps, name)) for name in names))
     for name in names:
@@ -63,11 +63,11 @@ def test_where_most_cancels_is_where_lambda_is_near_1_and_the_maps_are_alike() -
 
 
 def test_a_llama_has_one_map_a_head(maps_in: MapsIn, outputs: Callable[[str], Any]) -> None:
-    maps = maps_in("none")
+    maps = maps_in("plain")
     assert maps.names == ("difference",)
     assert maps.most_cancelling() == (None, None)
     assert (maps.second, maps.lambdas, maps.starts, maps.lambda_()) == (None, None, None, None)
-    np.testing.assert_array_equal(maps.map("difference", 2, 5), outputs("none").attentions[2][1, 5])
+    np.testing.assert_array_equal(maps.map("difference", 2, 5), outputs("plain").attentions[2][1, 5])
     assert maps.title(2, 5) == "layer 2, head 5"
 
 

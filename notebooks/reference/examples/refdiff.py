@@ -3,7 +3,7 @@ import refdiff
 
 # %% DiffLlamaConfig
 config = refdiff.DiffLlamaConfig.from_pretrained("bundled")
-print(config.wiring, config.num_hidden_layers, config.hidden_size, config.head_dim)
+print(config.variant, config.num_hidden_layers, config.hidden_size, config.head_dim)
 small = refdiff.DiffLlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=300)
 print(small.head_dim, small.num_key_value_heads)
 

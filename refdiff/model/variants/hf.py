@@ -76,5 +76,5 @@ VARIANT = Variant(
     even_key_heads=True,
     parameters=lambda_vectors,
     conversions={"paper": Conversion(to_paper)},
-    refused={"v2": NORM, "none": NORM},
+    refused={"v2": NORM, "plain": NORM},
 )

@@ -73,5 +73,5 @@ VARIANT = Variant(
     last_projection="out_proj",
     parameters=parameters,
     conversions={"hf": Conversion(to_hf)},
-    refused={"v2": NORM, "none": NORM},
+    refused={"v2": NORM, "plain": NORM},
 )

@@ -54,7 +54,7 @@ def to_plain(p: Weights, old: Config, new: Config) -> Weights:
     """
     if np.any(to_numpy(p["lambda_proj"]["weight"])):
         raise ValueError(
-            "cannot convert wiring 'v2' to 'none' exactly where λ depends on the token: lambda_proj.weight "
+            "cannot convert variant 'v2' to 'plain' exactly where λ depends on the token: lambda_proj.weight "
             "is not 0, and a Llama's output projection is the same for every token"
         )
     h, K, halves = old.num_attention_heads, old.num_key_value_heads, np.argsort(rearrange.interleaved(old))
@@ -94,6 +94,6 @@ VARIANT = Variant(
     query_heads=2,
     lambda_by_token=True,
     parameters=parameters,
-    conversions={"none": Conversion(to_plain, plain_heads_needed)},
+    conversions={"plain": Conversion(to_plain, plain_heads_needed)},
     refused={"hf": NORM, "paper": NORM},
 )

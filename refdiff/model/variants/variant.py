@@ -35,7 +35,7 @@ class Conversion:
     """An exact conversion of one layer's attention to another variant.
 
     weights: (weights, config, new config) -> the new weights, nested like the old ones.
-    fields: (config, the weights of every layer) -> config fields that change beside `wiring`.
+    fields: (config, the weights of every layer) -> config fields that change beside `variant`.
     """
 
     weights: Callable[[Weights, Config, Config], Weights]

@@ -33,7 +33,7 @@ def draw(
     """Draw the named parameters, in the order given; see `initialize`."""
     generator = np.random.default_rng(seed)
     kind = compute_dtype(dtype)
-    own = VARIANTS[config.wiring].parameters(config)
+    own = VARIANTS[config.variant].parameters(config)
     result = {}
     for name, shape in shapes:
         # A range of 0 means 0.02, as in transformers.

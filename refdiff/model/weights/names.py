@@ -49,7 +49,7 @@ def architecture_of(config: DiffLlamaConfig) -> str:
 
 def stored_architecture(config: DiffLlamaConfig, architecture: str) -> str:
     """Return the name that config.json has for one of `ARCHITECTURES`: that of transformers' Llama where it is one."""
-    return architecture.removeprefix("Diff") if config.wiring == "none" else architecture
+    return architecture.removeprefix("Diff") if config.variant == "plain" else architecture
 
 
 def backbone_prefix(architecture: str) -> str:
@@ -121,7 +121,7 @@ def attention_shapes(config: DiffLlamaConfig) -> Shapes:
     """Return the shape of every parameter of one layer's attention: what stands after `self_attn.`."""
     D, d = config.hidden_size, config.head_dim
     query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
-    shapes = {name: own.shape for name, own in VARIANTS[config.wiring].parameters(config).items()}
+    shapes = {name: own.shape for name, own in VARIANTS[config.variant].parameters(config).items()}
     for name, rows, columns in (
         ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, out),
     ):  # fmt: skip
@@ -147,13 +147,13 @@ def localize(name: str, prefix: str) -> str:
     return prefix + name if _BACKBONE.match(name) else name
 
 
-def stored_name(name: str, wiring: str) -> str:
+def stored_name(name: str, variant: str) -> str:
     """Return the name of a parameter in a file: in the variant `paper` the last projection is unilm's `out_proj`.
 
     The names after `self_attn.` are then those of unilm's module: `multihead_flashdiff_1.py` in `paper`, and in `v2`
     `multihead_flashdiffv2.py`, which has `o_proj`.
     """
-    return name.replace(".self_attn.o_proj.", f".self_attn.{VARIANTS[wiring].last_projection}.")
+    return name.replace(".self_attn.o_proj.", f".self_attn.{VARIANTS[variant].last_projection}.")
 
 
 def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:

@@ -57,7 +57,7 @@ def save(
             was there, or the new one, which the next load or save puts in place.
     """
     checked = check_parameters(flatten(params), config, architecture)
-    arrays = {stored_name(name, config.wiring): array for name, array in checked.items()}
+    arrays = {stored_name(name, config.variant): array for name, array in checked.items()}
     if dtype is None:
         dtype = "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
     compute_dtype(dtype)  # refuses a dtype that is none

@@ -124,8 +124,8 @@ def _interleaved(reference: Trace) -> bool:
     """Whether heads 2i and 2i + 1 are a pair."""
     if "spec" in reference.about:
         return bool(reference.about["spec"]["pairing"] == "interleaved")
-    variant = VARIANTS.get(reference.about.get("config", {}).get("wiring", "hf"))
-    return variant is not None and variant.pairing == "interleaved"
+    model_type = reference.about.get("config", {}).get("model_type")
+    return any(variant.pairing == "interleaved" for variant in VARIANTS.values() if variant.model_type == model_type)
 
 
 def _compare_points(

@@ -22,7 +22,7 @@ from refdiff.oracle.truth.forward import matching_layer
 
 Layer = Callable[..., Any]
 HEAD_COUNT_AXES = ("pair", "gqa", "cache")
-"""The axes of mistakes in how heads are paired or grouped: only a layer with the spec's whole wiring can have them."""
+"""The axes of mistakes in how heads are paired or grouped: only a layer with the spec's whole variant can have them."""
 
 UNILM = "https://github.com/microsoft/unilm"
 HF = "https://github.com/huggingface/transformers/blob/main/src/transformers/models/diffllama/modeling_diffllama.py"

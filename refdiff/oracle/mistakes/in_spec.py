@@ -175,4 +175,4 @@ PRESET_DEVIATIONS: tuple[Mistake, ...] = tuple(
     for name, fields in PRESETS.items()
     if fields.get("keys") != "shared"
 )  # fmt: skip
-"""The wiring of another source: what happens to a checkpoint that is loaded into the code of that source."""
+"""The variant of another source: what happens to a checkpoint that is loaded into the code of that source."""

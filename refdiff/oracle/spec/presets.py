@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 VARIANT_PRESETS = {name: variant.preset for name, variant in VARIANTS.items() if variant.preset is not None}
-"""The preset of each attention variant of the models here (`DiffLlamaConfig.wiring`)."""
+"""The preset of each attention variant of the models here (`DiffLlamaConfig.variant`)."""
 
 MHA_PRESETS = ("timm",)
 """Presets without GQA: they have as many key heads as query heads."""

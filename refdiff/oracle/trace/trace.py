@@ -167,7 +167,7 @@ class ModelRun:
         """Refuse more tokens than there is memory for: in a file each may be one byte."""
         c, shape = self._of.config, np.shape(self._call.get("input_ids", self._call.get("inputs_embeds", ())))
         if len(shape) > 1:  # the model refuses other shapes
-            maps = 2 * shape[1] * c.num_attention_heads * VARIANTS[c.wiring].query_heads  # scores and probabilities
+            maps = 2 * shape[1] * c.num_attention_heads * VARIANTS[c.variant].query_heads  # scores and probabilities
             layer = 6 * c.hidden_size + 3 * c.intermediate_size + maps
             check_memory(shape[0] * shape[1] * (c.num_hidden_layers * layer + c.vocab_size))
 

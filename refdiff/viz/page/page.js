@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const maps = new Maps(data);
 const titles = maps.paired ? { first: "A₁", second: "A₂", difference: "A₁ − λ A₂" } : { first: "A" };
 const perToken = Array.isArray(data.lambdas?.[0]);
-const wiring = !maps.paired ? "none" : perToken ? "v2" : "v1";
+const variant = !maps.paired ? "plain" : perToken ? "v2" : "v1";
 const result = maps.names[maps.names.length - 1];
 const named = maps.size <= 24; // few enough that every token has its name beside a map
 const state = {
@@ -91,7 +91,7 @@ function build() {
   for (const name of maps.names) buildFigure(name);
   $("overview-note").textContent = `${titles[result]} of every layer and ${kind}, and the means; choose one.`;
   buildGrid(kind);
-  $("guide").className = wiring;
+  $("guide").className = variant;
   $("precision").textContent =
     `Weights are kept in 16 bits: what is shown is within ${(data.error + 0.00005).toFixed(5)} of the model’s own. ` +
     "Colours grow with the root of a value, bars with the value. Made by refdiff attention; nothing is loaded from elsewhere.";

@@ -19,7 +19,7 @@ from refdiff.generation.context import DecodingContext
 from tests.backends.cupy.test_model import IDS, MASK, models, on_device_only, on_the_device, stored_models
 from tests.backends.tuned import tune
 from tests.cuda.emulation import OnDevice
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 
 NEW = 12
 OPTIONS = {"max_new_tokens": NEW, "eos_token_id": None}
@@ -54,9 +54,11 @@ def there(**config: Any) -> tuple[Any, Any]:
     return fast, exact
 
 
-@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in WIRINGS if w != "hf")])
-def test_the_text_is_that_of_the_equations(steps: list[DecodeStep], wiring: str) -> None:
-    fast, exact = there(wiring=wiring)
+@pytest.mark.parametrize(
+    "variant", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in VARIANT_NAMES if w != "hf")]
+)
+def test_the_text_is_that_of_the_equations(steps: list[DecodeStep], variant: str) -> None:
+    fast, exact = there(variant=variant)
     for options in ({}, {"attention_mask": MASK}, {"do_sample": True, "seed": 4}):
         np.testing.assert_array_equal(
             fast.generate(IDS, **options, **OPTIONS), exact.generate(IDS, **options, **OPTIONS)

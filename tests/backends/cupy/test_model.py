@@ -14,7 +14,7 @@ import refdiff
 from refdiff.backends.cupy import CupyBackend, CupyKernels
 from refdiff.model.weights import flatten, nest
 from tests.cuda.emulation import EmulatedDevice, OnDevice
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 from tests.model.variants import LAYERS
 
 SIZES = {
@@ -79,9 +79,9 @@ def stored_models(folder: Path, dtype: str) -> tuple[Any, Any]:
     return fast, refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float64", kernels="reference")
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_a_model_is_its_equations(wiring: str) -> None:
-    fast, exact = models(wiring=wiring)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_a_model_is_its_equations(variant: str) -> None:
+    fast, exact = models(variant=variant)
     device = on_the_device(fast)
     with no_layer_of(("rms_norm", "rope", "swiglu", "embedding"), fast):
         for options in ({}, {"use_cache": False}, {"attention_mask": MASK}):
@@ -92,7 +92,7 @@ def test_a_model_is_its_equations(wiring: str) -> None:
         ours, theirs = (m(next_ids, cache=o.cache, attention_mask=np.pad(MASK, ((0, 0), (0, 1)), constant_values=1))
                         for m, o in ((fast, ours), (exact, theirs)))  # fmt: skip
         np.testing.assert_allclose(ours.logits, theirs.logits, atol=3e-6)
-    of_v1 = {"diff_lambda"} & set(LAYERS[wiring])
+    of_v1 = {"diff_lambda"} & set(LAYERS[variant])
     assert set(device.launched) == {"linear", "rms_norm", "rope", "rope_append", "gated_linear", "attention"} | of_v1
 
 
@@ -124,13 +124,15 @@ def test_weights_are_kept_in_16_bits(tmp_path: Path, dtype: str) -> None:
     )
 
 
-@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in WIRINGS if w != "hf")])
-def test_the_host_asks_for_no_number_on_the_way(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "variant", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in VARIANT_NAMES if w != "hf")]
+)
+def test_the_host_asks_for_no_number_on_the_way(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading, decoding and gradients only hand work to the device; of text, one id a row and step comes back.
 
     Labels, which are not of the device here, are looked at once a step: `cross_entropy` refuses unknown ones.
     """
-    model, _ = models(wiring=wiring)
+    model, _ = models(variant=variant)
     device = on_the_device(model)
     on_device_only(model)
     monkeypatch.setattr(OnDevice, "refusing", True)

@@ -22,7 +22,7 @@ from tests.backends.cupy.test_kernels import CUDA, KERNELS, hold
 from tests.backends.cupy.test_model import IDS, MASK, SIZES
 from tests.backends.cupy.test_sampling import on_the_host
 from tests.cuda.emulation import BFLOAT16
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 
 if CUDA is not None and os.environ.get("REFDIFF_NO_POOL"):  # each array a piece of memory of its own
     CUDA.cuda.set_allocator(None)
@@ -35,10 +35,10 @@ def pair(**config: Any) -> tuple[Any, Any]:
     return tuple(refdiff.DiffLlamaForCausalLM.from_config(of, seed=3, backend=name) for name in ("cupy", "numpy"))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("wiring", () if CUDA is None else WIRINGS)
+@pytest.mark.parametrize("variant", () if CUDA is None else VARIANT_NAMES)
 @pytest.mark.parametrize("head_dim", [8, 64, 128])
-def test_logits_text_and_gradients(wiring: str, head_dim: int) -> None:
-    there, here = pair(wiring=wiring, head_dim=head_dim)
+def test_logits_text_and_gradients(variant: str, head_dim: int) -> None:
+    there, here = pair(variant=variant, head_dim=head_dim)
     for options in ({}, {"attention_mask": MASK}):
         ours, theirs = there(IDS, **options).logits, here(IDS, **options).logits
         np.testing.assert_allclose(to_numpy(ours), theirs, atol=1e-5)

@@ -7,17 +7,12 @@ from types import ModuleType
 from refdiff.model.variants import VARIANTS
 
 
-def file_of(wiring: str) -> str:
-    """The name of a variant's file, without .py."""
-    return VARIANTS[wiring].heads.__module__.rpartition(".")[2]
-
-
-def expected(wiring: str) -> ModuleType:
+def expected(variant: str) -> ModuleType:
     """The file beside this one about a variant."""
-    return importlib.import_module(f"tests.model.variants.{file_of(wiring)}")
+    return importlib.import_module(f"tests.model.variants.{variant}")
 
 
-TESTED = tuple(name for name in VARIANTS if importlib.util.find_spec(f"tests.model.variants.{file_of(name)}"))
+TESTED = tuple(name for name in VARIANTS if importlib.util.find_spec(f"tests.model.variants.{name}"))
 TRAINABLE = tuple(name for name in TESTED if VARIANTS[name].heads_with_back)
 LAYERS = {name: expected(name).LAYERS for name in TESTED}
 """What a variant calls beside projections and RoPE, once in each layer of the model."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import refdiff.model.variants as package
 from refdiff.model.variants import VARIANTS, Variant
-from tests.model.variants import TESTED, file_of
+from tests.model.variants import TESTED
 
 PIECES = ("LAYERS", "INTERLEAVED", "VALUE_SIZE", "QUERIES", "SHAPES", "SPREAD", "heads")
 
@@ -16,20 +16,19 @@ def test_every_variant_has_all_its_pieces() -> None:
         info.name: importlib.import_module(f"{package.__name__}.{info.name}")
         for info in pkgutil.iter_modules(package.__path__)
     }
-    registered = {file_of(name) for name in VARIANTS}
     missing = [
         f"{name}: is not in VARIANTS; add it in refdiff/model/variants/__init__.py"
         for name, module in modules.items()
-        if isinstance(getattr(module, "VARIANT", None), Variant) and name not in registered
+        if isinstance(getattr(module, "VARIANT", None), Variant) and name not in VARIANTS
     ]
     for name, variant in VARIANTS.items():
-        file, tests = f"refdiff/model/variants/{file_of(name)}.py", f"tests/model/variants/{file_of(name)}.py"
+        file, tests = f"refdiff/model/variants/{name}.py", f"tests/model/variants/{name}.py"
         if variant.heads_with_back is None:
             missing.append(f"{name}: has no derivative; write heads_with_back in {file}")
         if name not in TESTED:
             missing.append(f"{name}: the tests expect nothing of it; write {tests}")
         else:
-            module = importlib.import_module(f"tests.model.variants.{file_of(name)}")
+            module = importlib.import_module(f"tests.model.variants.{name}")
             missing += [f"{name}: {piece} is missing in {tests}" for piece in PIECES if not hasattr(module, piece)]
     guide = Path("notebooks/reference/guides/variants.md")
     rows = guide.read_text(encoding="utf-8")

@@ -7,23 +7,23 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from refdiff.model.weights import flatten, initialize
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 from tests.model.variants import expected
 from tests.model.weights.files import tiny_config
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_spread(wiring: str) -> None:
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_spread(variant: str) -> None:
     config = tiny_config(
         hidden_size=160, head_dim=400, initializer_range=0.3, lambda_std_dev=0.05, attention_bias=True, pad_token_id=4,
-        wiring=wiring, hidden_act="prelu",
+        variant=variant, hidden_act="prelu",
     )  # fmt: skip
     drawn = flatten(initialize(config, "DiffLlamaForTokenClassification", seed=1))
     attention = "model.layers.0.self_attn."
     for name in ("q_proj.weight", "v_proj.weight", "o_proj.weight"):
         assert drawn[attention + name].std() == pytest.approx(0.3, rel=0.02)
         assert abs(drawn[attention + name].mean()) < 0.01
-    spread = expected(wiring).SPREAD
+    spread = expected(variant).SPREAD
     own = {name: drawn[attention + name] for name in spread}
     for name, values in own.items():
         assert values.std() == pytest.approx(getattr(config, str(spread[name]), spread[name]), rel=0.1)

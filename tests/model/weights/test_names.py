@@ -18,7 +18,7 @@ from refdiff.model.weights.names import (
     parameter_shapes,
     stored_name,
 )
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 from tests.model.variants import expected
 from tests.model.weights.files import shapes_of, tiny_config
 
@@ -28,12 +28,12 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
     assert list(parameter_shapes(tiny_config(), architecture).items()) == list(shapes_of(architecture).items())
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_parameters_of_each_wiring_besides_its_projections(wiring: str) -> None:
-    variant, sizes = expected(wiring), {"d": 2, "2d": 4, "H": 4, "D": 6}
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_parameters_of_each_variant_besides_its_projections(variant: str) -> None:
+    variant, sizes = expected(variant), {"d": 2, "2d": 4, "H": 4, "D": 6}
     own = {name: tuple(sizes[axis] for axis in shape) for name, shape in variant.SHAPES.items()}
     queries = 8 * variant.QUERIES
-    shapes = parameter_shapes(tiny_config(wiring=wiring), "DiffLlamaModel")
+    shapes = parameter_shapes(tiny_config(variant=variant), "DiffLlamaModel")
     attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
     projections = {
         "q_proj.weight": (queries, 6), "k_proj.weight": (4, 6), "v_proj.weight": (4, 6), "o_proj.weight": (6, 8),
@@ -106,6 +106,6 @@ def test_unilms_name_of_the_last_projection() -> None:
     assert stored_name("model.layers.3.self_attn.o_proj.weight", "paper") == "model.layers.3.self_attn.out_proj.weight"
     assert stored_name("layers.3.self_attn.o_proj.bias", "paper") == "layers.3.self_attn.out_proj.bias"
     assert stored_name("layers.3.self_attn.q_proj.weight", "paper") == "layers.3.self_attn.q_proj.weight"
-    for wiring in set(WIRINGS) - {"paper"}:
-        assert stored_name("layers.3.self_attn.o_proj.weight", wiring) == "layers.3.self_attn.o_proj.weight"
+    for variant in set(VARIANT_NAMES) - {"paper"}:
+        assert stored_name("layers.3.self_attn.o_proj.weight", variant) == "layers.3.self_attn.o_proj.weight"
     assert localize("model.layers.3.mlp.out_proj.weight", "model.") == "model.layers.3.mlp.out_proj.weight"

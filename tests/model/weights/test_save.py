@@ -27,7 +27,7 @@ from refdiff.files import lock
 from refdiff.model import commit
 from refdiff.model.weights import ARCHITECTURES, flatten, headers, initialize, load, nest, parameter_shapes, save
 from refdiff.model.weights.save import _parse_size as in_bytes
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 from tests.model.weights.files import LAYOUTS, layout_changes, tiny_config
 
 CAUSAL = "DiffLlamaForCausalLM"
@@ -59,13 +59,13 @@ def test_comes_back_the_same_from_shards(tmp_path: Path, architecture: str) -> N
         assert_array_equal(again[name], values)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_attention_is_named_as_in_the_module_of_its_wiring(tmp_path: Path, wiring: str) -> None:
-    config = tiny_config(wiring=wiring, attention_bias=True)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_attention_is_named_as_in_the_module_of_its_variant(tmp_path: Path, variant: str) -> None:
+    config = tiny_config(variant=variant, attention_bias=True)
     params = initialize(config, CAUSAL)
     save(tmp_path, config, params, CAUSAL, max_shard_size=SMALL)
     stored = {name for file in headers(tmp_path).values() for name in file}
-    expected = {name.replace("o_proj", "out_proj" if wiring == "paper" else "o_proj") for name in flatten(params)}
+    expected = {name.replace("o_proj", "out_proj" if variant == "paper" else "o_proj") for name in flatten(params)}
     assert stored == expected
     for name, values in flatten(load(tmp_path, config, CAUSAL)).items():
         assert_array_equal(values, flatten(params)[name])

@@ -28,11 +28,11 @@ INSIDE = re.compile(r"(scores|lse|probs|attn)[12]$")
 KINDS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
 
-def model(wiring: str, dtype: str = "float32", *, seed: int = 0, whisper: bool = False, **fields: Any) -> Any:
+def model(variant: str, dtype: str = "float32", *, seed: int = 0, whisper: bool = False, **fields: Any) -> Any:
     """Four layers in which mistakes show: ε counts, rotations have a scale; `whisper`: one layer has small values."""
     yarn = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
     sizes = {"num_hidden_layers": 4, "max_position_embeddings": 256, "rms_norm_eps": 0.3, "rope_parameters": yarn}
-    config = small_config(wiring=wiring, **sizes | fields)
+    config = small_config(variant=variant, **sizes | fields)
     drawn = refdiff.DiffLlamaForCausalLM.from_config(config, seed, dtype="float64", kernels="reference")
     g = np.random.default_rng(seed + 100)
     flat = flatten(drawn.params)

@@ -16,7 +16,7 @@ from refdiff.oracle.mistakes import CATALOGUE, Mistake, wrap
 from refdiff.oracle.trace.points import Points
 from refdiff.oracle.truth.forward import forward
 from tests.layers.inputs import says
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 from tests.oracle.divergence.runs import LAYER, inputs, model, run
 from tests.oracle.trace.test_trace import spec_inputs
 
@@ -54,7 +54,7 @@ SAMPLE = [
 ]  # fmt: skip
 
 
-def wiring_of(mistake: Mistake) -> str:
+def variant_of(mistake: Mistake) -> str:
     return {"diff_heads_paper": "paper", "diff_heads_v2": "v2", "diff_lambda_v2": "v2"}.get(mistake.layer, "hf")
 
 
@@ -66,8 +66,8 @@ def place_of(mistake: Mistake) -> str:
 
 
 @functools.cache
-def prepared(wiring: str, dtype: str, whisper: bool = False) -> tuple[Any, Trace]:
-    of = model(wiring, dtype, whisper=whisper)
+def prepared(variant: str, dtype: str, whisper: bool = False) -> tuple[Any, Trace]:
+    of = model(variant, dtype, whisper=whisper)
     return of, trace(of, inputs())
 
 
@@ -91,7 +91,7 @@ def recorded(ref: Trace) -> Trace:
     ids=str,
 )
 def test_every_mistake(mistake: Mistake, dtype: str) -> None:
-    of, ref = prepared(wiring_of(mistake), dtype, mistake.axis == "eps")
+    of, ref = prepared(variant_of(mistake), dtype, mistake.axis == "eps")
     found = first_divergence(run(of, inputs(), dtype, mistake), ref)
     nowhere = mistake.name in ROUNDING and dtype == "bfloat16"
     assert found.path == (None if nowhere else place_of(mistake)), str(found)
@@ -101,15 +101,15 @@ def test_every_mistake(mistake: Mistake, dtype: str) -> None:
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float32", "float16"))]
 )
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_clean_runs(wiring: str, dtype: str, mode: str) -> None:
-    if VARIANTS[wiring].pairing is None:
-        of = model(wiring, dtype)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_clean_runs(variant: str, dtype: str, mode: str) -> None:
+    if VARIANTS[variant].pairing is None:
+        of = model(variant, dtype)
         ref = trace(of, inputs())
         mine: Any = {path: x.astype(np.float32) for path, x in ref.items()} if dtype == "float32" else dict(ref)
         found = first_divergence(mine, ref, mode=mode)
     else:
-        of, ref = prepared(wiring, dtype)
+        of, ref = prepared(variant, dtype)
         found = first_divergence(run(of, inputs(), dtype), ref, mode=mode)
         assert found.precision == dtype
     assert not found
@@ -118,20 +118,20 @@ def test_clean_runs(wiring: str, dtype: str, mode: str) -> None:
     assert sum(s.status == "equal" for s in found.stages) > 50
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+@pytest.mark.parametrize("variant", ["hf", "paper", "v2"])
 @pytest.mark.parametrize(
     "seed", [14, 42, *(pytest.param(n, marks=pytest.mark.nightly) for n in (12, 29, 40, 41, *range(43, 50)))]
 )
-def test_clean_runs_of_sharp_models(seed: int, wiring: str) -> None:
+def test_clean_runs_of_sharp_models(seed: int, variant: str) -> None:
     """Scores of which the largest is decided by what has been rounded before: a right run may see another key."""
-    of = model(wiring, "bfloat16", seed=seed, initializer_range=0.5)
+    of = model(variant, "bfloat16", seed=seed, initializer_range=0.5)
     found = first_divergence(run(of, inputs(seed), "bfloat16"), trace(of, inputs(seed)), mode="free")
     assert found.path is None, str(found)
 
 
 def mistaken(name: str) -> tuple[dict[str, np.ndarray], Trace]:
     mistake = next(m for m in CATALOGUE if m.name == name)
-    of, ref = prepared(wiring_of(mistake), "float32")
+    of, ref = prepared(variant_of(mistake), "float32")
     return run(of, inputs(), "float32", mistake), ref
 
 

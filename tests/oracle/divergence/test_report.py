@@ -37,9 +37,9 @@ def test_json() -> None:
     assert (clean["diverges"], clean["path"], clean["what"]) == (False, None, "")
 
 
-def hint(wiring: str, wrong: str, *recorded: str) -> str:
+def hint(variant: str, wrong: str, *recorded: str) -> str:
     """Where the report says that the mistake may be, of a run in which `recorded` of layer 1 are there."""
-    of = small_model(wiring=wiring)
+    of = small_model(variant=variant)
     ref = trace(of, ids(0, 2, 5), maps=True)
     before = {"model.rotary_emb.cos", "model.rotary_emb.sin", "model.layers.1.input_layernorm"}
     mine = {path: ref[path] for path in ref if path in before | {AT + name for name in recorded}}
@@ -56,7 +56,7 @@ CORE = "q_rope, k_rope, lambda_init, lambda_full, scores1, probs1, attn1, scores
 
 
 @pytest.mark.parametrize(
-    ("wiring", "wrong", "recorded", "expected"),
+    ("variant", "wrong", "recorded", "expected"),
     [
         ("hf", "diff", MAPS, "values, lambda_init, lambda_full, attn1, attn2"),
         ("v2", "diff", MAPS, "lambda_proj, lambda_full, attn1, attn2"),
@@ -69,9 +69,9 @@ CORE = "q_rope, k_rope, lambda_init, lambda_full, scores1, probs1, attn1, scores
     ],
 )
 def test_the_mistake_may_be_where_the_point_comes_from(
-    wiring: str, wrong: str, recorded: tuple[str, ...], expected: str
+    variant: str, wrong: str, recorded: tuple[str, ...], expected: str
 ) -> None:
-    assert hint(wiring, wrong, *recorded) == expected
+    assert hint(variant, wrong, *recorded) == expected
 
 
 def test_80_columns() -> None:

@@ -26,15 +26,15 @@ class Setting:
 
 
 def settings(seed: int) -> tuple[Setting, ...]:
-    """Return the problems of a seed: one of v1 in either wiring, long enough for local mistakes, then the others."""
+    """Return the problems of a seed: one of v1 in either variant, long enough for local mistakes, then the others."""
     return _settings(seed % 2, seed // 2 % 2)
 
 
 @lru_cache
-def _settings(wiring: int, structure: int) -> tuple[Setting, ...]:
+def _settings(variant: int, structure: int) -> tuple[Setting, ...]:
     return each_deviation_once(
-        (small_spec(V1[wiring]), STRUCTURES[structure], "dense"),
-        (small_spec(V1[1 - wiring]), Structure(1, 24, 24), "dense"),
+        (small_spec(V1[variant]), STRUCTURES[structure], "dense"),
+        (small_spec(V1[1 - variant]), Structure(1, 24, 24), "dense"),
         (small_spec("hf_diffllama").replace(window=11, softcap=20.0), Structure(1, 21, 30), "dense"),
         (small_spec("gda"), Structure(1, 24, 24), "dense"),
         (small_spec("diff_v2"), Structure(1, 21, 27), "dense"),

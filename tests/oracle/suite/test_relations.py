@@ -1,4 +1,4 @@
-"""Each relation holds for right kernels of all wirings, and each is broken by a wrong kernel."""
+"""Each relation holds for right kernels of all variants, and each is broken by a wrong kernel."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from refdiff.layers import softmax
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.trace.known_points import Flow
 from refdiff.oracle.trace.trace import ModelRun, SpecRun
-from tests.model.models import WIRINGS, ids, small_model
+from tests.model.models import VARIANT_NAMES, ids, small_model
 from tests.oracle.example_inputs import draw, small
 from tests.tolerances import FLOAT64, close
 
@@ -43,9 +43,9 @@ def flows_as_said(record: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         assert {p for p in right if not np.array_equal(moved[p], right[p], equal_nan=True)} == children[path], path
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_the_flow_is_that_of_a_run(wiring: str) -> None:
-    model = small_model(wiring=wiring, num_hidden_layers=2)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_the_flow_is_that_of_a_run(variant: str) -> None:
+    model = small_model(variant=variant, num_hidden_layers=2)
     flows_as_said(lambda put: record(model, put))
 
 

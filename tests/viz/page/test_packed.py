@@ -13,7 +13,7 @@ import pytest
 from refdiff.model.variants import VARIANTS
 from refdiff.viz import AttentionMaps
 from refdiff.viz.page.packed import STEPS, packed
-from tests.model.models import WIRINGS
+from tests.model.models import VARIANT_NAMES
 
 from ..conftest import lambda_by_query
 
@@ -27,14 +27,14 @@ def read(text: str, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return squares
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_read_back_it_is_within_the_error_that_it_states(maps_in: Callable[[str], AttentionMaps], wiring: str) -> None:
-    maps = maps_in(wiring)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_read_back_it_is_within_the_error_that_it_states(maps_in: Callable[[str], AttentionMaps], variant: str) -> None:
+    maps = maps_in(variant)
     kept = packed(maps)
     first = read(kept["first"], maps.first)
     found = [np.abs(first - maps.first).max()]
     assert found[0] <= 0.5001 / STEPS
-    if VARIANTS[wiring].pairing is None:
+    if VARIANTS[variant].pairing is None:
         assert (kept["second"], kept["lambdas"], kept["starts"]) == (None, None, None)
     else:
         assert maps.second is not None
@@ -43,7 +43,7 @@ def test_read_back_it_is_within_the_error_that_it_states(maps_in: Callable[[str]
         found.append(np.abs(first - lambda_by_query(maps) * second - maps.difference).max())
         np.testing.assert_array_equal(kept["lambdas"], maps.lambdas)  # type: ignore[arg-type]
     assert kept["error"] == pytest.approx(max(found), rel=1e-6)
-    heads = 4 if VARIANTS[wiring].pairing and wiring != "v2" else 8  # after the pairs are subtracted
+    heads = 4 if VARIANTS[variant].pairing and variant != "v2" else 8  # after the pairs are subtracted
     assert (kept["layers"], kept["pairs"], len(kept["tokens"])) == (3, heads, 7)
 
 

@@ -1,4 +1,4 @@
-"""A Llama of transformers as it is, and every wiring on torch's tensors."""
+"""A Llama of transformers as it is, and every variant on torch's tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import transformers
 import refdiff
 from refdiff.convert import convert
 from tests.compare import compare
-from tests.model.models import WIRINGS, ids, small_model
+from tests.model.models import VARIANT_NAMES, ids, small_model
 from tests.parity.float64_transformers import float64_peer
 
 LLAMAS: list[dict[str, Any]] = [
@@ -46,7 +46,7 @@ def llama(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_a_llama_of_transformers(llama: Path, kernels: str) -> None:
     ours = refdiff.DiffLlamaForCausalLM.from_pretrained(llama, dtype="float64", kernels=kernels)
     theirs = float64_peer(llama, "LlamaForCausalLM")
-    assert ours.config.wiring == "none"
+    assert ours.config.variant == "plain"
     tokens = ids(0, 2, 9)
     out = ours(tokens, output_attentions=True, output_hidden_states=True)
     expected = theirs(tokens, output_attentions=True, output_hidden_states=True)
@@ -65,23 +65,23 @@ def test_its_conversion_to_v2(llama: Path) -> None:
 
 
 def test_transformers_loads_a_plain_model_of_refdiff_as_a_llama(tmp_path: Path) -> None:
-    model = small_model(wiring="none", hidden_size=24)  # transformers wants a multiple of the number of heads
+    model = small_model(variant="plain", hidden_size=24)  # transformers wants a multiple of the number of heads
     model.save_pretrained(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(theirs).__name__ == "LlamaForCausalLM"
     compare(model(ids(2, 1, 7)).logits, float64_peer(tmp_path, "LlamaForCausalLM")(ids(2, 1, 7)).logits, "logits")
 
 
-@pytest.mark.parametrize("wiring", sorted(set(WIRINGS) - {"hf", "none"}))
-def test_transformers_refuses_what_it_would_compute_otherwise(wiring: str, tmp_path: Path) -> None:
-    small_model(wiring=wiring).save_pretrained(tmp_path)
+@pytest.mark.parametrize("variant", sorted(set(VARIANT_NAMES) - {"hf", "plain"}))
+def test_transformers_refuses_what_it_would_compute_otherwise(variant: str, tmp_path: Path) -> None:
+    small_model(variant=variant).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="does not recognize this architecture"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_every_wiring_on_torch(wiring: str) -> None:
-    here, there = small_model(wiring=wiring), small_model(wiring=wiring, backend=array_api_compat.torch)
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
+def test_every_variant_on_torch(variant: str) -> None:
+    here, there = small_model(variant=variant), small_model(variant=variant, backend=array_api_compat.torch)
     tokens, mask = ids(3, 2, 7), np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
     a, b = (m(tokens, attention_mask=mask, output_attentions=True) for m in (here, there))
     assert isinstance(b.logits, torch.Tensor)
