@@ -65,7 +65,7 @@ for name, config in configs.items():
 # Llama:
 
 # %%
-llama = parameter_shapes(refdiff.DiffLlamaConfig(**HANDCUT, wiring="none"), "DiffLlamaForCausalLM")
+llama = parameter_shapes(refdiff.DiffLlamaConfig(**HANDCUT, variant="plain"), "DiffLlamaForCausalLM")
 extra = parameters["handcut"] - count_parameters(llama.values())
 print(f"a Llama of that size has {extra:,} parameters fewer: 4 vectors of {HANDCUT['head_dim']} in each layer")
 

@@ -191,19 +191,19 @@ def fill_heads(config: Config, left: dict[str, Any]) -> None:
     head_dim = left.pop("head_dim", None)
     if head_dim is None:
         head_dim = config.hidden_size // heads
-        if not _can_rotate(head_dim, config.wiring):
+        if not _can_rotate(head_dim, config.variant):
             raise ValueError(
                 f"hidden_size {config.hidden_size} over num_attention_heads {heads}: got a head_dim of {head_dim}, "
                 "expected an even number, at least 2; give head_dim"
             )
     config.head_dim = integer("head_dim", head_dim, 1, 2**16)
-    if not _can_rotate(config.head_dim, config.wiring):
+    if not _can_rotate(config.head_dim, config.variant):
         raise ValueError(f"head_dim: got {config.head_dim}, expected an even number: RoPE rotates pairs of values")
 
 
-def _can_rotate(head_dim: int, wiring: str) -> bool:
+def _can_rotate(head_dim: int, variant: str) -> bool:
     """Return whether RoPE can rotate heads of that size: those of 1 only as transformers does, see `layers.rope`."""
-    return head_dim > 0 and (head_dim % 2 == 0 or (head_dim == 1 and not VARIANTS[wiring].interleaved))
+    return head_dim > 0 and (head_dim % 2 == 0 or (head_dim == 1 and not VARIANTS[variant].interleaved))
 
 
 def fill_labels(config: Config, left: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ Projection = Mapping[str, FloatArray]
 
 def activation(rt: Runtime, x: FloatArray, name: str, weight: FloatArray | None = None) -> Any:
     """Compute silu, x / (1 + e^−x), block by block."""
-    if ACTIVATIONS.get(name) is not silu or x.dtype not in KERNEL_DTYPES:
+    if ACTIVATIONS.get(name) is not silu or weight is not None or x.dtype not in KERNEL_DTYPES:
         return NotImplemented
     return _elementwise(rt, _silu, 1, x)[0]
 
@@ -36,7 +36,7 @@ def swiglu(
 ) -> Any:
     """Compute down(silu(gate(x)) ⊙ up(x)), many tokens in chunks of `Tuning.mlp_tokens`."""
     float_weights = [w for p in (gate_proj, up_proj, down_proj) if not is_half(w := p["weight"])]
-    if ACTIVATIONS.get(act) is not silu or not same_dtype(x, *float_weights):
+    if ACTIVATIONS.get(act) is not silu or act_fn is not None or not same_dtype(x, *float_weights):
         return NotImplemented
     if x.ndim < 1 or x.size == 0 or gate_proj["weight"].shape != up_proj["weight"].shape:
         return NotImplemented

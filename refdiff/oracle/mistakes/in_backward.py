@@ -279,7 +279,7 @@ GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
              "⊙ x̂) is not subtracted.", _rms_detached, layer="rms_norm_vjp"),
     _mistake("activation_for_derivative",
              "∂L/∂x = g f(x) in place of g f′(x): of a gate σ(x), not multiplied by 1 − σ(x).",
-             lambda call: (call.g * activation(call.x, call.name),), layer="activation_vjp"),
+             lambda call: (call.g * activation(call.x, call.name, call.weight), *call()[1:]), layer="activation_vjp"),
     _mistake("gradient_rotated_forward",
              "∂L/∂x = R g in place of Rᵀ g: rotated by the angle of the forward pass, not by its opposite.",
              lambda call: call(sin=-call.sin), layer="rope_vjp"),

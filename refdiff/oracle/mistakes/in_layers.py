@@ -33,7 +33,7 @@ def _other_rope_theta(call: Call) -> Any:
 
 ROPE_MISTAKES: tuple[Mistake, ...] = (
     Mistake("other_rope_pairing", "RoPE rotates neighbors 2i, 2i + 1 in place of i, i + d/2, or the reverse.", "rope",
-            "rope kind", lambda call: call(interleaved=not call.interleaved), "F2"),
+            "rope kind", lambda call: call(interleaved=not call.interleaved and call.x.shape[-1] > 1), "F2"),
     Mistake("rope_angle_negated", "RoPE rotates by the opposite angle: earlier tokens act as later ones.", "rope",
             "rope kind", lambda call: call(sin=-call.sin)),
     Mistake("first_of_each_pair_rotated", "RoPE changes only the first dimension of each pair it should rotate.",

@@ -30,9 +30,9 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANT_NAMES)
 def test_parameters_of_each_variant_besides_its_projections(variant: str) -> None:
-    variant, sizes = expected(variant), {"d": 2, "2d": 4, "H": 4, "D": 6}
-    own = {name: tuple(sizes[axis] for axis in shape) for name, shape in variant.SHAPES.items()}
-    queries = 8 * variant.QUERIES
+    declared, sizes = expected(variant), {"d": 2, "2d": 4, "H": 4, "D": 6}
+    own = {name: tuple(sizes[axis] for axis in shape) for name, shape in declared.SHAPES.items()}
+    queries = 8 * declared.QUERIES
     shapes = parameter_shapes(tiny_config(variant=variant), "DiffLlamaModel")
     attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
     projections = {
