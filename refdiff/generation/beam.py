@@ -86,8 +86,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
         steps.append(log_p, logits)
         candidates = _candidates(running, log_p.reshape(B, n, -1), o, streams)
         K = candidates.scores.shape[1]
-        padding = None if request.padding is None else np.repeat(request.padding, K)
-        hits = request.stopping(candidates.ids.reshape(B * K, length), padding, steps.scores).reshape(B, K)
+        hits = request.stopping(candidates.ids.reshape(B * K, length), steps.scores).reshape(B, K)
         done = _finish(done, candidates, hits, improvable, length - prompt_length, o)
         candidates.scores = candidates.scores + hits * _NO_BEAM
         running = candidates.best(n)

@@ -24,7 +24,6 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     o = request.options
     prompt_indices = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
     ids = request.ids[prompt_indices]
-    padding = None if request.padding is None else request.padding[prompt_indices]
     processors = request.processors(prompt_indices)
     streams = request.random_streams(prompt_indices) if o.do_sample else []
     context = request.context()
@@ -60,7 +59,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
         steps.append(scores, logits)
         request.emit(tokens)
         lengths[unfinished] = ids.shape[1]
-        unfinished &= ~request.stopping(ids, padding, steps.scores)
+        unfinished &= ~request.stopping(ids, steps.scores)
         if not unfinished.any():
             break
         logits = read(ids)

@@ -17,7 +17,7 @@ from refdiff.generation.options import Options, resolve
 from refdiff.generation.processors import ScoreError
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from refdiff.generation.speculative import speculative_decode
-from refdiff.generation.stopping import MaxLengthCriteria, Stopping
+from refdiff.generation.stopping import MaxLengthCriteria
 from refdiff.generation.stream import Streamer
 from refdiff.generation.validation import Request
 from refdiff.messages import show_value
@@ -111,8 +111,8 @@ def _read(
     if np.shape(input_ids)[-1:] == (0,):
         attention_mask = None
     validation.check_cache(extras.cache, ids)
-    given = options.stopping_criteria or []
-    stated = next((one.max_length for one in given if type(one) is MaxLengthCriteria), None)
+    given = (one for one in options.stopping_criteria or () if type(one) is MaxLengthCriteria)
+    stated = next((one.max_length for one in given), None)
     if stated is not None:
         options = replace(options, max_length=stated, max_new_tokens=None)
     missing = extras.count_missing(ids.shape[1])
@@ -132,9 +132,7 @@ def _read(
         ids=ids,
         mask=validation.read_mask(attention_mask, np.pad(ids, ((0, 0), (missing, 0)), constant_values=-1), options),
         options=options,
-        stopping=Stopping(
-            limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time, given
-        ),
+        max_length=limit,
         seed=validation.read_seed(seed, generator, prompts, draws=options.do_sample),
         emit=(lambda ids: None) if streamer is None else streamer.put,
         progress=getattr(streamer, "progress", lambda stage, done, total: None),

@@ -215,7 +215,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
             token = _choose(scores[0], guess, None if q is None or guess is None else q[i], stream)
             ids = np.concatenate([ids, [[token]]], axis=1)
             steps.append(scores, logits[i : i + 1])
-            finished = bool(request.stopping(ids, request.padding, steps.scores)[0])
+            finished = bool(request.stopping(ids, steps.scores)[0])
             if finished or token != guess:
                 break
             accepted += 1

@@ -61,15 +61,19 @@ class EosTokenCriteria(StoppingCriteria):
 
 
 class StopStringCriteria(StoppingCriteria):
-    """A stop string ends within the last token, which may have more text after it."""
+    """A stop string ends within the last token, which may have more text after it.
 
-    def __init__(self, tokenizer: Any, stop_strings: str | Sequence[str]) -> None:
+    padding: the number of ids at the start of each prompt that are no text, (B,); the sequences are B, or n a prompt.
+    """
+
+    def __init__(self, tokenizer: Any, stop_strings: str | Sequence[str], padding: Ids | None = None) -> None:
         self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         self._strings = [s.encode() for s in self.stop_strings]
         self._token_bytes = TokenBytes(tokenizer)
+        self._padding = np.zeros(1, np.int64) if padding is None else padding
 
-    def __call__(self, input_ids: Ids, scores: Any, padding: Ids | None = None, **kwargs: Any) -> Flags:
-        starts = np.zeros(len(input_ids), dtype=np.int64) if padding is None else padding
+    def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Flags:
+        starts = np.repeat(self._padding, len(input_ids) // len(self._padding))
         texts = [sequence[start:].tolist() for sequence, start in zip(input_ids, starts, strict=True)]
         return np.array([self._ends_in_stop_string(text) for text in texts], dtype=bool)
 
@@ -99,34 +103,3 @@ class StoppingCriteriaList(list[Any]):
     def max_length(self) -> int | None:
         """The length of the first `MaxLengthCriteria`, or None."""
         return next((one.max_length for one in self if isinstance(one, MaxLengthCriteria)), None)
-
-
-class Stopping:
-    """The criteria of one call: its options, and those given, of which one replaces an option's of its own type."""
-
-    def __init__(
-        self,
-        max_length: int,
-        eos: Sequence[int] | None = None,
-        stop_strings: Sequence[str] | None = None,
-        tokenizer: Any = None,
-        max_time: float | None = None,
-        given: Sequence[Any] = (),
-    ) -> None:
-        self.max_length = max_length
-        own: list[StoppingCriteria] = [MaxLengthCriteria(max_length)]
-        own += [] if not eos else [EosTokenCriteria(eos)]
-        own += [] if not stop_strings else [StopStringCriteria(tokenizer, stop_strings)]
-        own += [] if max_time is None else [MaxTimeCriteria(max_time)]
-        replaced = {type(one) for one in given}
-        self._own = [one for one in own if type(one) not in replaced]
-        self._given = StoppingCriteriaList(given)
-
-    def __call__(self, ids: Ids, padding: Ids | None = None, scores: Any = None) -> Flags:
-        """Return which sequences of (B, T) are finished, (B,); the first `padding` (B,) ids of each are no text."""
-        done = np.zeros(len(ids), dtype=bool)
-        for criterion in self._own:
-            done |= criterion(ids, scores, padding=padding)
-        if self._given:
-            done |= self._given(ids, scores)
-        return done

@@ -15,7 +15,13 @@ from refdiff.generation import sampling
 from refdiff.generation.context import DecodingContext, Extras
 from refdiff.generation.options import Options
 from refdiff.generation.processors import LogitsProcessors
-from refdiff.generation.stopping import Stopping
+from refdiff.generation.stopping import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from refdiff.memory import physical_memory
 from refdiff.messages import show_value, warn
 from refdiff.model.cache import KVCache
@@ -28,17 +34,32 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """The prompt of a call, (B, T) ids with their mask (None where nothing is masked), its options and its limits."""
+    """The prompt of a call, (B, T) ids with their mask (None where nothing is masked), its options and its limits.
+
+    max_length: the most tokens of prompt and text together.
+    """
 
     model: Any
     ids: NDArray[np.int64]
     mask: NDArray[np.int64] | None
     options: Options
-    stopping: Stopping
+    max_length: int
     seed: int | tuple[int, ...]
     emit: Emit
     progress: Progress
     extras: Extras = field(default_factory=Extras)
+    stopping: StoppingCriteriaList = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Create the criteria of the options, and take those given, of which one replaces an option's of its type."""
+        o, given = self.options, self.options.stopping_criteria or []
+        own: list[Any] = [MaxLengthCriteria(self.max_length)]
+        own += [EosTokenCriteria(o.eos_token_id)] if o.eos_token_id else []
+        own += [StopStringCriteria(o.tokenizer, o.stop_strings, self.padding)] if o.stop_strings else []
+        own += [] if o.max_time is None else [MaxTimeCriteria(o.max_time)]  # its time begins here
+        replaced = {type(one) for one in given}
+        kept = (one for one in own if type(one) not in replaced)
+        object.__setattr__(self, "stopping", StoppingCriteriaList([*kept, *given]))
 
     def context(self) -> DecodingContext:
         """Return the model with an empty cache, or the one given, which reads the prompt first."""
@@ -53,11 +74,6 @@ class Request:
             options or self.options, self.ids.shape[1], padding,
             model=self.model, prompts=prompts, max_length=self.max_length,
         )  # fmt: skip
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens of prompt and text together."""
-        return self.stopping.max_length
 
     @property
     def padding(self) -> NDArray[np.int64] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.generation.stopping import Stopping
+from refdiff.generation.stopping import StopStringCriteria
 from tests.generation.fakes import letters, words
 from tests.generation.trained_tokenizers import KINDS
 
@@ -20,8 +20,8 @@ from tests.generation.trained_tokenizers import KINDS
 )  # fmt: skip
 def test_a_stop_string_has_to_reach_into_the_last_token(tokens: list[str], stops: bool) -> None:
     vocabulary = sorted(set(tokens))
-    stopping = Stopping(99, None, ["stop"], words(*vocabulary))
-    assert stopping(np.array([[vocabulary.index(token) for token in tokens]])).tolist() == [stops]
+    stopping = StopStringCriteria(words(*vocabulary), ["stop"])
+    assert stopping(np.array([[vocabulary.index(token) for token in tokens]]), None).tolist() == [stops]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,9 +33,9 @@ def test_stop_strings_of_real_tokenizers(kind: str, stop: str) -> None:
     ids = np.array(tokenizer.encode(text).ids)
     if stop not in tokenizer.decode(ids.tolist()):  # unigram joins words by its own mark
         pytest.fail(f"{kind} does not keep the text")
-    stopping = Stopping(10**6, None, [stop], tokenizer)
+    stopping = StopStringCriteria(tokenizer, stop)
     first = next(end for end in range(1, len(ids) + 1) if stop in tokenizer.decode(ids[:end].tolist()))
-    assert [end for end in range(1, first + 1) if stopping(ids[None, :end])[0]] == [first]
+    assert [end for end in range(1, first + 1) if stopping(ids[None, :end], None)[0]] == [first]
 
 
 def test_a_stop_string_in_the_prompt_does_not_stop_what_follows() -> None:
@@ -43,14 +43,15 @@ def test_a_stop_string_in_the_prompt_does_not_stop_what_follows() -> None:
     for kind in KINDS.values():
         tokenizer = kind()
         ids = np.array(tokenizer.encode("猫でも", add_special_tokens=False).ids)
-        stopping = Stopping(99, None, ["猫"], tokenizer)
-        ends = [end for end in range(1, len(ids) + 1) if stopping(ids[None, :end])[0]]
+        stopping = StopStringCriteria(tokenizer, ["猫"])
+        ends = [end for end in range(1, len(ids) + 1) if stopping(ids[None, :end], None)[0]]
         assert len(ends) == 1
         assert ends[0] < len(ids)
 
 
 def test_padding_is_no_text() -> None:
-    stopping = Stopping(9, None, ["aaa"], letters())
     ids = np.array([[0, 0, 0, 0], [1, 1, 0, 0]])
-    assert stopping(ids).tolist() == [True, False]
-    assert stopping(ids, np.array([2, 0])).tolist() == [False, False]
+    assert StopStringCriteria(letters(), ["aaa"])(ids, None).tolist() == [True, False]
+    assert StopStringCriteria(letters(), ["aaa"], np.array([2, 0]))(ids, None).tolist() == [False, False]
+    twice = np.repeat(ids, 2, axis=0)  # two sequences of each prompt
+    assert StopStringCriteria(letters(), ["aaa"], np.array([0, 2]))(twice, None).tolist() == [True, True, False, False]

@@ -19,7 +19,7 @@ import refdiff
 from refdiff.generation import generate, sampling, watermarking
 from refdiff.generation import logits_process as processors
 from refdiff.generation.options import NAMES, SPEED
-from refdiff.generation.stopping import Stopping
+from refdiff.generation.stopping import StopStringCriteria
 from tests.generation.fakes import FakeModel
 from tests.golden import make_generation
 from tests.parity.conftest import of
@@ -488,7 +488,7 @@ def test_stop_strings(tokenizer: Any, strings: list[str]) -> None:
     """After every token of texts split at random, the same answer as transformers' criterion."""
     rng = np.random.default_rng(3)
     peer = stopping_criteria.StopStringCriteria(tokenizer, strings)
-    ours = Stopping(10**6, None, strings, tokenizer)
+    ours = StopStringCriteria(tokenizer, strings)
     vocabulary = [t for t, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     relevant = [i for i, t in enumerate(vocabulary) if set(tokenizer.decode([i])) & set("stop a!の文🙂\ufffd")]
     hits = 0
@@ -498,6 +498,6 @@ def test_stop_strings(tokenizer: Any, strings: list[str]) -> None:
         ids[0] = text[(start := int(rng.integers(0, len(text) - 12))) : start + 12]
         for end in range(1, 13):
             want = peer(torch.tensor(ids[:, :end]), None).numpy()
-            np.testing.assert_array_equal(ours(ids[:, :end]), want, err_msg=str(ids[:, :end]))
+            np.testing.assert_array_equal(ours(ids[:, :end], None), want, err_msg=str(ids[:, :end]))
             hits += int(want.sum())
     assert hits > 10
