@@ -257,6 +257,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split())
+        if needed := line.partition("the following arguments are required: ")[2]:
+            line = f"{needed}: got none; for instance: {self.examples.strip().splitlines()[0]}"
         if match := re.match(r"argument (\S+): (.*)", line):
             line = f"{self._typed_spelling(match[1].split('/'))}: {match[2]}"
         if match := re.fullmatch(r"(-\w+): ignored explicit argument '(.*)'", line):

@@ -99,7 +99,8 @@ def test_the_examples_of_the_help_parse() -> None:
         ("trace bundled -o t.npz 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8"),
         ("generate -- -hello -n 2", "unrecognized arguments: -n; options stand before --; see"),
         ("generate 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8 text"),
-        ("train x", "error: the following arguments are required: -o/--output"),
+        ("train x", "error: -o/--output: got none; for instance: refdiff train "),
+        ("convert", "error: MODEL, OUTPUT, --to: got none; for instance: refdiff convert "),
         ("translate", "COMMAND: got 'translate', expected a command; to continue a text: refdiff generate"),
         (
             "list",
