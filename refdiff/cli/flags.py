@@ -148,8 +148,3 @@ def add_machine(group: Any) -> None:
     )
     group.add_argument("--no-mmap", action="store_true", help="do not memory-map the weights")
     add_threads(group)
-
-
-def add_dask(group: Any) -> None:
-    """Add --dask."""
-    group.add_argument("--dask", metavar="ADDRESS", help="address of a dask scheduler")

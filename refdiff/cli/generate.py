@@ -53,7 +53,7 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     many.add_argument("--batch-size", type=one, default=1, metavar="N", help="prompts in one pass of the model")
     many.add_argument("--num-shards", type=one, default=1, metavar="N", help="split prompts among N runs")
     many.add_argument("--shard-index", type=Number(int, 0), default=0, metavar="I", help="this run's shard")
-    flags.add_dask(many)
+    many.add_argument("--dask", metavar="ADDRESS", help="address of a dask scheduler")
     machine = parser.add_argument_group("machine")
     flags.add_machine(machine)
     flags.add_common(machine)
