@@ -11,7 +11,8 @@ ms_v1_naive   the same folder's `multihead_diffattn.py`, which repeats the key h
 timm          huggingface/pytorch-image-models, `timm/layers/diff_attention.py` (1.0): for images, so without RoPE and
               causal mask. It has no GQA: query_heads and key_heads are both twice its `num_heads`. head_dim is its
               `head_dim`, dim / num_heads / 2. The thirds of `qkv` are q_proj, k_proj and v_proj; `proj` is o_proj and
-              `sub_norm.weight` norm_weight. Its optional `qk_norm`, `scale_norm` and `dual_lambda` are not covered.
+              `sub_norm.weight` norm_weight. Its optional `qk_norm` is `qk_norm="rms",
+              qk_norm_weight=True`; `scale_norm` and `dual_lambda` are not covered.
 phi4flash     vLLM, `models/phi4flash.py` with `differential_flash_attn.py`: no RoPE. The model sets `window` in some
               layers. vLLM counts `sliding_window - 1` keys to the left of the query; `window` includes its own key.
 motif         Motif-2.6B in vLLM, `models/motif.py`: layer l has the λ_init of layer l − 1. ε is `attn_rms_norm_eps`,
