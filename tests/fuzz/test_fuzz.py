@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff import CheckpointError
+from refdiff.cli import terminal
 from refdiff.cli.process import warnings_in_one_line
 from tests.fuzz import run as fuzz
-from tests.fuzz.actions import check_lines
+from tests.fuzz.actions import ACTIONS, check_lines
 from tests.fuzz.bases import Base, make
 
 CASES, STEP = 1000, 25
@@ -101,6 +103,16 @@ def test_forbidden_behavior_of_a_case_is_found(
     kind, said = fuzz.in_a_child(action, tmp_path / "case")
     assert kind == "bad"
     assert says in said
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_what_a_terminal_would_obey_is_found(
+    escaped: bool, bases: dict[str, Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless, folder = terminal._harmless, bases["hf"].folder
+    monkeypatch.setattr(terminal, "_harmless", lambda text: harmless(text + "\x1b[2J") if escaped else text + "\x1b[2J")
+    kind, said = fuzz.in_a_child(lambda: ACTIONS["generate"](folder, Random(1)), folder)
+    assert (kind, "control characters" in said) == (("result", False) if escaped else ("bad", True))
 
 
 def test_errors_and_what_is_opened(tmp_path: Path) -> None:
