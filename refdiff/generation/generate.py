@@ -45,9 +45,10 @@ def generate(
     prompt_lookup_num_tokens or assistant_model makes sampling and greedy decoding faster. Without a length, 20 tokens
     are added.
 
-    Options may come in a `generation_config` too. `cache` holds the keys and values of the first of the ids, from an
-    earlier call. `inputs_embeds` are read in place of the prompt's ids; without ids the result has the new ones alone.
-    `inputs` is another name of `input_ids`, and `past_key_values` of `cache`.
+    Options may come in a `generation_config` too, which may stand second, as in transformers. `cache` holds the keys
+    and values of the first of the ids, from an earlier call. `inputs_embeds` are read in place of the prompt's ids;
+    without ids the result has the new ones alone. `inputs` is another name of `input_ids`, and `past_key_values` of
+    `cache`.
 
     A streamer may have a method `progress(stage, done, total)`. It is called with the stage "prompt" before each chunk
     of a long prompt, and with "text" after each step of a beam search.
@@ -71,6 +72,9 @@ def generate(
             f"streamer: got {show_value(streamer)}, expected an object with put and end; pass TextStreamer(tokenizer)"
         )
     try:
+        if callable(getattr(attention_mask, "to_dict", None)):  # the second argument of transformers' generate
+            generation_config = _either("generation_config", generation_config, "the second argument", attention_mask)
+            attention_mask = None
         resolved = resolve(model, options, generation_config)
         input_ids = _either("input_ids", input_ids, "inputs", inputs)
         record = tuple(name for name in ("attentions", "hidden_states") if getattr(resolved, f"output_{name}"))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.generation import generate
 from refdiff.generation.beam import beam_search
+from refdiff.generation.config import GenerationConfig
 from tests.backends.cupy.test_model import IDS, MASK, SIZES
 from tests.generation.fakes import FakeModel
 from tests.layers.places import Place
@@ -48,6 +49,13 @@ prompts = st.lists(st.integers(4, V - 1), min_size=1, max_size=6)
 @given(prompts, st.integers(1, 12))
 def test_cached_is_uncached(prompt: list[int], n: int) -> None:
     assert generate(MODEL, [prompt], max_new_tokens=n)[0].tolist() == slow(MODEL, prompt, n)
+
+
+def test_a_generation_config_may_stand_second() -> None:
+    config = GenerationConfig(max_new_tokens=3)
+    np.testing.assert_array_equal(generate(MODEL, [[5, 6]], config), generate(MODEL, [[5, 6]], max_new_tokens=3))
+    with pytest.raises(ValueError, match="generation_config, the second argument: got both"):
+        generate(MODEL, [[5, 6]], config, generation_config=config)
 
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)

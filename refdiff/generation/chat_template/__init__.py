@@ -71,6 +71,14 @@ def write_files(folder: Path, templates: str | dict[str, str] | None) -> None:
             path.unlink(missing_ok=True)
 
 
+def settings(templates: str | dict[str, str] | None) -> dict[str, Any]:
+    """Return the templates as a field of tokenizer_config.json, as `parse` reads it; nothing where there is none."""
+    named = (
+        [{"name": name, "template": text} for name, text in templates.items()] if isinstance(templates, dict) else []
+    )
+    return {} if templates is None else {"chat_template": named or templates}
+
+
 def select(own: str | dict[str, str] | None, wanted: str | None, source: str, *, has_tools: bool) -> str:
     """Return the text of a template: `wanted`, a name or the text itself, or else the checkpoint's `own`.
 
@@ -99,7 +107,6 @@ def render(
     template: ChatTemplate,
     messages: Sequence[Mapping[str, Any]],
     variables: Mapping[str, Any],
-    *,
     continue_final_message: bool | str,
 ) -> tuple[str, list[tuple[int, int]]]:
     """Render one conversation as transformers does: → text, spans of `generation` blocks.
@@ -161,7 +168,7 @@ def is_batch(conversation: Any) -> bool:
         )
     if not conversation:
         raise ValueError("conversation: got no message, expected one or more")
-    return isinstance(conversation[0], list | tuple)
+    return isinstance(conversation[0], list | tuple) or hasattr(conversation[0], "messages")
 
 
 def plain(value: Any) -> Any:

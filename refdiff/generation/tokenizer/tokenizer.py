@@ -127,8 +127,10 @@ class Tokenizer(Vocabulary, RefusedNames):
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=read_vocab_size(folder)
         )
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, directory: str | os.PathLike[str], *, save_jinja_files: bool = True) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat templates, which transformers loads to the same.
+
+        Without `save_jinja_files`, the templates are in tokenizer_config.json.
 
         Raises:
             ValueError: the name of a chat template is no file name.
@@ -141,7 +143,8 @@ class Tokenizer(Vocabulary, RefusedNames):
         )  # fmt: skip
         folder = output_folder(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        templates.write_files(folder, self.chat_template)
+        templates.write_files(folder, self.chat_template if save_jinja_files else None)
+        settings |= {} if save_jinja_files else templates.settings(self.chat_template)
         write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"), follow_link=False)
         write_json(folder / "tokenizer_config.json", settings)
 
@@ -399,16 +402,18 @@ class Tokenizer(Vocabulary, RefusedNames):
         """Write messages (`{"role": …, "content": …}`) as the model was trained to read them, with its Jinja template.
 
         → text with `tokenize=False`, else what the tokenizer returns for that text (only its ids with
-        `return_dict=False`); a list of conversations gives a list. `chat_template` is a template or the name of one of
-        the checkpoint's; `tools` are JSON schemas; `variables` reach the template by their names. With
-        `continue_final_message` the text ends inside the last message, for the model to continue it; a string names the
-        field to continue, such as "reasoning_content". `return_assistant_tokens_mask` adds `assistant_masks`, 1 for
-        the tokens of the template's `generation` blocks. `tokenizer_kwargs` are further options of the tokenizer.
+        `return_dict=False`); a list of conversations gives a list, and each may be an object with `messages`.
+        `chat_template` is a template or the name of one of the checkpoint's; `tools` are JSON schemas; `variables`
+        reach the template by their names. With `continue_final_message` the text ends inside the last message, for the
+        model to continue it; a string names the field to continue, such as "reasoning_content".
+        `return_assistant_tokens_mask` adds `assistant_masks`, 1 for the tokens of the template's `generation` blocks.
+        `tokenizer_kwargs` are further options of the tokenizer.
 
         Raises:
             CheckpointError: the template is broken or never ends.
             ValueError: the template refuses the messages.
         """
+        conversation = getattr(conversation, "messages", conversation)
         batched = templates.is_batch(conversation)
         if sanitize_control_tokens:
             raise ValueError("sanitize_control_tokens: got True, expected False; check the messages for special tokens")
@@ -418,16 +423,11 @@ class Tokenizer(Vocabulary, RefusedNames):
                 "without continue_final_message"
             )
         template = self._compile(self.get_chat_template(chat_template, tools))
-        chats: Sequence[Any] = conversation if batched else [conversation]
+        chats: list[Any] = [getattr(chat, "messages", chat) for chat in (conversation if batched else [conversation])]
         own = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
         variables = {**self.special_tokens_map, **variables, **own}
-        texts, spans = zip(
-            *(
-                templates.render(template, messages, variables, continue_final_message=continue_final_message)
-                for messages in chats
-            ),
-            strict=True,
-        )
+        found = [templates.render(template, chat, variables, continue_final_message) for chat in chats]
+        texts, spans = zip(*found, strict=True)
         rendered = list(texts) if batched else texts[0]
         if not tokenize:
             return rendered

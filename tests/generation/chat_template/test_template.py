@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,12 @@ def test_text_and_ids() -> None:
     np.testing.assert_array_equal(batch["input_ids"], [[0, 4, 5], [0, 4, 2]])
     assert tokenizer.apply_chat_template([CHAT], tokenize=False) == ["<s> a b "]
     assert tokenizer.apply_chat_template(CHAT, max_length=2, return_dict=False) == [0, 4]
+
+
+def test_a_conversation_may_be_an_object_with_messages() -> None:
+    one = SimpleNamespace(messages=CHAT)
+    assert show("{{ messages[1].content }}", one) == "b"
+    assert show("{{ messages[1].content }}", [one, one]) == ["b", "b"]
 
 
 def test_variables_of_a_template() -> None:

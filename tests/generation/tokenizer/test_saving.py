@@ -30,6 +30,16 @@ def test_settings_changed_after_loading_are_saved(tmp_path: Path) -> None:
     assert {path.name for path in loaded.source.parent.iterdir()} == FILES | {"chat_template.jinja"}
 
 
+@pytest.mark.parametrize("template", ["a", {"default": "a", "rag": "b"}, None])
+def test_templates_in_the_settings(template: str | dict[str, str] | None, tmp_path: Path) -> None:
+    tokenizer = words(chat_template="old")
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path, save_jinja_files=False)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert Tokenizer.from_pretrained(tmp_path).chat_template == template
+
+
 def test_settings_of_an_older_save_do_not_come_back(tmp_path: Path) -> None:
     first = words()
     first.chat_template = {"default": "a", "rag": "b"}
