@@ -229,8 +229,6 @@ NO_THRESHOLDS = {
 DECIDING = ("budget", "diagnosis", "divergence", "suite", "trace", "verdict")
 """Folders of the oracle whose code decides a verdict or a name. Others have values of cases, mistakes and layers."""
 NUMBERS = {
-    ("budget/hard_bound.py", 700.0), ("budget/hard_bound.py", 1.01),  # below an overflow; the bound's own rounding
-    ("budget/hard_bound.py", 2.0**-21), ("budget/hard_bound.py", 2.0**-149),  # of ex2.approx; the least float32
     ("budget/statistics.py", 1e-200), ("budget/statistics.py", 1e300),  # where sums of squares are exact enough
     ("diagnosis/diagnose.py", 1e-6),  # of a percentage that is printed
     *(("diagnosis/evidence.py", x) for x in (1e6, 1e9, 1e300)), ("diagnosis/search.py", 1e8),  # in place of ∞

@@ -9,26 +9,26 @@
 A folder contains
 
     case_<id>.safetensors      inputs.* bit for bit in the storage dtype; for the output, each gradient and log-sum-exp
-                               `expected.*` in float64 and as float32 `.hi` + `.lo`; `budget.*`, `bound.*`, `weights.*`
+                               `expected.*` in float64 and as float32 `.hi` + `.lo`; `budget.*`, `weights.*`
                                and `divisor.*` in float32; spec and recipe as JSON in the metadata of the header
     index.txt                  the limits as space-separated text: a line
-                                   refdiff-golden 3 <number of cases> <CRC-32 of all that follows this line>
+                                   refdiff-golden 4 <number of cases> <CRC-32 of all that follows this line>
                                with at least one case; then for each case
                                    case <id> <file> <bytes> <CRC-32> <number of judged tensors>
                                and for each judged tensor, in one line,
-                                   <name> <rows|numbers> <n> <width> <hi> <lo> <budget> <bound> <u> <row> <bulk>
+                                   <name> <rows|numbers> <n> <width> <hi> <lo> <budget> <u> <row> <bulk>
                                    <element> <slope> <factor> <weights> <divisor> <half> <certain>
                                and for each input
                                    input <name> <dtype> <begin> <number of axes> <size of each axis>
-                               hi, lo, budget, bound, weights, divisor, begin: byte offsets of these arrays in the file;
+                               hi, lo, budget, weights, divisor, begin: byte offsets of these arrays in the file;
                                all arrays are little-endian and in row-major order; a CRC-32 is zlib's, in 8
                                hexadecimal digits
 
 The error of y is (y − hi) − lo, which float32 can compute. A tensor of kind "rows" has n rows of `width` numbers. With
-E the budget of a row, B its bound and e its errors, it passes if all of these hold; rows with infinite E are skipped:
+E the budget of a row and e its errors, it passes if all of these hold; rows with infinite E are skipped:
 
     NaN and ±∞ are where hi has them (where lo is NaN, finite or not); the sums below are over the finite numbers
-    rms(e) ≤ B                     and rms(e) ≤ row · E
+    rms(e) ≤ row · E
     |eᵢ| ≤ element · (6 E + 2 u |hiᵢ|)
     √mean (rms(e) / E)² ≤ bulk + (row − bulk) / √n, over the n rows that are not skipped
     |Σ e y| / Σ y² ≤ slope         over all rows with E ≤ rms(y)
@@ -73,19 +73,19 @@ from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
 
 __all__ = ["Report", "export", "verify"]
 Numpy = np.ndarray[Any, Any]
-FORMAT = "refdiff-golden 3"
+FORMAT = "refdiff-golden 4"
 INDEX = "index.txt"
 LARGEST_INDEX = 10_000_000
 """The most bytes that are read of an index."""
 RAW = ".f32"
 """The suffix of raw outputs: `<case>.<tensor>.f32` has one tensor, float32, little-endian, in row-major order."""
 ARRAYS = {
-    "hi": "expected.{}.hi", "lo": "expected.{}.lo", "budget": "budget.{}", "bound": "bound.{}",
+    "hi": "expected.{}.hi", "lo": "expected.{}.lo", "budget": "budget.{}",
     "weights": "weights.{}", "divisor": "divisor.{}",
 }  # fmt: skip
 """The columns of the index with the byte offset of an array, and the array's name."""
 COLUMNS = (
-    "hi", "lo", "budget", "bound", "u", "row", "bulk", "element", "slope", "factor", "weights", "divisor", "half",
+    "hi", "lo", "budget", "u", "row", "bulk", "element", "slope", "factor", "weights", "divisor", "half",
     "certain",
 )  # fmt: skip
 """The columns of a tensor's line in the index after its name, kind, n and width."""
@@ -181,7 +181,6 @@ def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> tu
         weights, divisor = np.zeros(rows.shape), None
         if tensor.factor is not None:
             weights, divisor = tensor.factor.weights, tensor.factor.divisor
-        arrays[f"bound.{name}"] = _to_float32(tensor.bounds)
         arrays[f"weights.{name}"] = _to_float32(weights)
         arrays[f"divisor.{name}"] = _to_float32(
             np.broadcast_to(1.0 if divisor is None else divisor, expected.shape[-1:])

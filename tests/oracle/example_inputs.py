@@ -57,4 +57,4 @@ def cut_out(inputs: dict[str, Any], queries: slice, keys: slice) -> dict[str, An
 def row_budget(y: np.ndarray, e: float = 1e-3, storage: str = "float32", slope: float = 0.0) -> RowBudget:
     """The budget of a truth (…, e) in which every row may be off by `e`."""
     rows = np.full(y.shape[:-1], e)
-    return RowBudget(y, rows, np.full(rows.shape, np.inf), slope, storage, "b h t", np.zeros(rows.shape, bool))
+    return RowBudget(y, rows, slope, storage, "b h t", np.zeros(rows.shape, bool))

@@ -1,1 +1,1 @@
-"""What a correct kernel's errors may be: by row from an ensemble of valid orders, with a hard bound above it."""
+"""What a correct kernel's errors may be: by row from an ensemble of valid orders."""

@@ -17,7 +17,6 @@ from refdiff.oracle.budget.gradient_terms import (
     order_errors,
     term_norms,
 )
-from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.row_sample import (
     RowSample,
     is_large,
@@ -34,20 +33,20 @@ from refdiff.oracle.budget.statistics import (
     root_mean_square,
     row_floor,
 )
-from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import FORMATS, U32, round_to, ulp
 from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, scatter_allowance, score_errors
-from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL
+from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import padded_queries
+from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, padded_queries
 from refdiff.oracle.truth.forward import has_plain_norm, project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_conventions
 from refdiff.oracle.verdict.rounded_factor import allow_rounded_factor
@@ -99,11 +98,6 @@ class Budget:
     def rows(self) -> dict[str, Numpy]:
         """E_r of each tensor that is judged by rows, with the tensor's shape less the last axis."""
         return {name: b.rows for name, b in self.tensors.items()}
-
-    @property
-    def bounds(self) -> dict[str, Numpy]:
-        """The hard bound B_r of each tensor that is judged by rows; ∞ where none is known."""
-        return {name: b.bounds for name, b in self.tensors.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -191,6 +185,22 @@ class Budget:
         return expected, allowed / unit
 
 
+def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
+    """Bound the error of λ, rounded at every step, the products of its vectors included."""
+    ops = ops_for()
+    exact = compute_lambda(spec, inputs, ops)
+    u = recipe.type_at("lam").u
+    off = (2 * u + 8 * U32) * np.abs(exact)
+    if spec.lambda_form != "exp":
+        return off
+    q1, k1, q2, k2 = (inputs[name] for name in VECTORS)
+    for q, k in ((q1, k1), (q2, k2)):
+        power, size = np.exp(np.sum(q * k, axis=-1)), np.sum(np.abs(q * k), axis=-1)
+        off = off + (power * (2 * u + (u + (q.shape[-1] + 4) * U32) * size + 8 * U32)).reshape(exact.shape)
+    start = lambda_init(spec, ops)
+    return off + 2 * u * abs(start) + lambda_init_error(start)
+
+
 def budget(
     spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
 ) -> Budget:
@@ -232,7 +242,7 @@ def budget(
         if name in axes or name.endswith("_proj.weight"):
             factor = exact.get({"q": "k", "k": "q"}.get(of, ""))
             flushed_times = 0.0 if factor is None else float(np.max(np.abs(factor), initial=0.0))
-            tensors[name] = _row_budget(name, y, found, None, recipe, axes.get(name, "row"), None, flushed_times)
+            tensors[name] = _row_budget(name, y, found, recipe, axes.get(name, "row"), None, flushed_times)
         else:
             allowed = _sum_allowance(y, found, norms.get(of, np.asarray(0.0)), any_order.get(of, 0.0), recipe)
             sums[name] = (y, allowed + of_lambda.get(of, 0.0))
@@ -240,15 +250,15 @@ def budget(
 
 
 def _out_budget(spec: Spec, inputs: Inputs, recipe: Recipe, y: Numpy, runs: list[Numpy]) -> RowBudget:
-    """Return the budget of an output: of a core with the hard bound, and with E_r of at least `least_row_error`."""
+    """Return the budget of an output: of a core with E_r of at least `least_row_error`."""
     if is_layer(inputs):
-        return _row_budget("out", y, runs, None, recipe, LAYER_ROW_AXES["out"])
+        return _row_budget("out", y, runs, recipe, LAYER_ROW_AXES["out"])
     divisor = _norm_weight(spec, inputs)
-    found = _row_budget("out", y, runs, bounds(spec, inputs, recipe), recipe, ROW_AXES["out"], divisor)
+    found = _row_budget("out", y, runs, recipe, ROW_AXES["out"], divisor)
     if spec.padded_queries != "computed":
         return found
     least = least_row_error(spec, inputs, recipe, y, found.rows)
-    return replace(found, rows=np.maximum(found.rows, np.minimum(least, found.bounds)))
+    return replace(found, rows=np.maximum(found.rows, least))
 
 
 def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
@@ -270,7 +280,6 @@ def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) ->
         sampled,
         expected=y,
         rows=np.maximum(known, floor),
-        bounds=_fill_sampled(sampled.bounds, queries, np.full(known.shape, np.inf)),
         doubtful=_fill_sampled(sampled.doubtful, queries, np.zeros(known.shape, dtype=np.bool_)),
         factor=sampled.factor and sampled.factor.expand(queries, y.shape[2]),
         sampled=queries,
@@ -295,7 +304,6 @@ def _row_budget(
     name: str,
     y: Numpy,
     runs: list[Numpy],
-    hard: Numpy | None,
     recipe: Recipe,
     axes: str,
     divisor: Numpy | float | None = None,
@@ -307,17 +315,9 @@ def _row_budget(
     if name != "out":
         # the error of one number, ⟨dout, out⟩, affects a whole row of a gradient
         rows = np.maximum(rows, np.max(errors, axis=0) + scatter_allowance(recipe) * np.std(errors, axis=0))
-    # a processor that flushes small weights to zero may lose all of a tiny row
-    hard = np.full(rows.shape, np.inf) if hard is None else np.maximum(hard, floor)
-    if np.any((rows > hard) & ~doubtful):
-        at = tuple(int(i) for i in np.argwhere((rows > hard) & ~doubtful)[0])
-        raise ArithmeticError(
-            f"a valid order has an error of {rows[at]:.3g} in row {at} of {name}, beyond the hard bound "
-            f"{hard[at]:.3g}: this is a bug of refdiff; please report it with the inputs"
-        )
     relative = "row" if name == "out" else "tensor"
     factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below, rounding_groups(len(runs)))
-    return RowBudget(y, rows, hard, largest_slope, recipe.storage, axes, doubtful, relative, factor)
+    return RowBudget(y, rows, largest_slope, recipe.storage, axes, doubtful, relative, factor)
 
 
 def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> tuple[Numpy, float]:

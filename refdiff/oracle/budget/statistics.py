@@ -1,4 +1,4 @@
-"""The acceptance rule of a tensor: equal masks of NaN and ±∞, the hard bound, and five statistics with limits.
+"""The acceptance rule of a tensor: equal masks of NaN and ±∞, and five statistics with limits.
 
 A row r is the last axis at one index of the others, such as (b, h, t) of an output. e is the error, y the truth, E_r
 the error of correct kernels (root mean square over the row), u the unit roundoff of the storage type.
@@ -161,7 +161,7 @@ class RowBudget:
     """The budget of one tensor that is judged by rows.
 
     expected: (…, e), the truth.
-    rows, bounds: (…), E_r and the hard bound B_r.
+    rows: (…), E_r.
     slope: the largest slope of an order.
     axes: the names of the axes of `rows`, such as "b h t".
     doubtful: (…), rows in which correct kernels overflow; they are not judged.
@@ -173,7 +173,6 @@ class RowBudget:
 
     expected: Numpy
     rows: Numpy
-    bounds: Numpy
     slope: float
     storage: str
     axes: str
@@ -232,7 +231,7 @@ def safe_ratio(x: Numpy, y: Numpy) -> Numpy:
 
 
 def statistics(actual: Numpy, budget: RowBudget) -> list[Statistic]:
-    """Measure a tensor against its budget: the masks, then bound, row, bulk, element, slope, factor.
+    """Measure a tensor against its budget: the masks, then row, bulk, element, slope, factor.
 
     Shapes:
         actual as `budget.expected`, float64
@@ -247,8 +246,6 @@ def statistics(actual: Numpy, budget: RowBudget) -> list[Statistic]:
     seen: Numpy = np.asarray(counted.any(axis=-1))
     rows = np.where(budget.doubtful, 0.0, budget.rows)
     ratio = np.where(seen, safe_ratio(row_error, rows), 0.0)
-    if not np.all(np.isinf(budget.bounds)):  # of gradients none is known
-        found.append(largest("bound", np.where(seen, safe_ratio(row_error, budget.bounds), 0.0), 1.0, "hard bound B_r"))
     limit_ratio = np.where(seen & ~budget.doubtful, safe_ratio(row_error, row_allowance(budget)), 0.0)
     found.append(largest("row", budget.limits.row * limit_ratio, budget.limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled

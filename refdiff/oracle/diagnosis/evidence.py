@@ -280,9 +280,8 @@ class Case:
         if factor is not None:
             tiny = FORMATS[self.recipe.storage].tiny
             factor = common_factor(g, runs, ~doubtful, self.recipe.storage, factor.divisor, tiny)
-        bounds = np.full(rows.shape, np.inf)
         return RowBudget(
-            g, rows, bounds, slope, self.recipe.storage, AXES[rows.ndim], doubtful, factor=factor, limits=self.limits
+            g, rows, slope, self.recipe.storage, AXES[rows.ndim], doubtful, factor=factor, limits=self.limits
         )
 
     def _fits_everywhere(self, edits: Edits, sampled: Tensors) -> bool:

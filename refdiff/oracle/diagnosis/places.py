@@ -85,10 +85,10 @@ class Rows:
         along = "t" if "t" in axes else "s"
         starts = np.asarray(inputs["cu_seqlens_k" if along == "s" and "cu_seqlens_k" in inputs else "cu_seqlens_q"])
         axis = axes.index(along)
-        actual, expected, rows, bounds, doubtful, keys, real = (
-            _unpack(x, starts, axis) for x in (actual, b.expected, b.rows, b.bounds, b.doubtful, keys, real)
+        actual, expected, rows, doubtful, keys, real = (
+            _unpack(x, starts, axis) for x in (actual, b.expected, b.rows, b.doubtful, keys, real)
         )
-        apart = replace(b, expected=expected, rows=rows, bounds=bounds, doubtful=doubtful, factor=None)
+        apart = replace(b, expected=expected, rows=rows, doubtful=doubtful, factor=None)
         return Rows(actual, apart, keys, real, second)
 
     @property

@@ -64,8 +64,7 @@ class Expected:
         common = limits.tf32_error if self.precision == "tf32" else 1.0
         shared = self.slope + common * unit / limits.rows.slope
         doubtful = np.broadcast_to(self.doubtful, rows.shape)
-        endless = np.full(rows.shape, np.inf)
-        return RowBudget(value, rows, endless, shared, self.precision, "", doubtful, limits=limits.rows)
+        return RowBudget(value, rows, shared, self.precision, "", doubtful, limits=limits.rows)
 
     def compare(self, actual: Floats) -> Comparison:
         """Compare an array with the expected value."""

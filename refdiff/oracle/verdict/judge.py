@@ -33,7 +33,6 @@ DESCRIPTIONS = {
     "element": "one number is wrong",
     "slope": "a factor: all rows are too large or too small by the same part",
     "factor": "a factor: all rows are too large or too small by the same part",
-    "bound": "beyond what any order of the same roundings can give",
 }
 
 

@@ -54,7 +54,6 @@ class Verdict:
     error of correct kernels there. e is the error of one element, y its true value, u the unit roundoff of the storage
     type. Each statistic is sensitive to another kind of mistake:
 
-        bound     max e_r / B_r, B_r being the a-priori bound for any summation order; absent if no B_r is known
         row       max e_r / E_r: a key lost in one row
         bulk      root mean square of e_r / E_r: a small error everywhere
         element   max |e| / (6 E_r + 2 u |y|): one wrong element

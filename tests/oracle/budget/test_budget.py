@@ -129,7 +129,7 @@ def test_weights_that_are_flushed_to_zero_may_be_missing_in_a_gradient() -> None
 
 
 def test_rows_that_see_nothing_may_be_nan() -> None:
-    """They have no budget, and none is beyond its bound."""
+    """They have no budget."""
     spec = small("hf_diffllama").replace(masked_rows="nan")
     x = draw(spec, T=6, S=4)  # the first two queries see no key
     found = budget(spec, x, "float32")

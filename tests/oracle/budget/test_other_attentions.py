@@ -52,12 +52,10 @@ def _case(preset: str, fields: dict[str, Any], recipe: Recipe, values: str = "di
 )
 @pytest.mark.parametrize(("preset", "fields"), CHOICES, ids=str)
 def test_held_out_summation_orders_pass(preset: str, fields: dict[str, Any], recipe: Recipe, values: str) -> None:
-    """Their errors are within the hard bound too, or the statistic `bound` would fail."""
     found, dout = _case(preset, fields, recipe, values)
     for order in HELD_OUT[:: 1 if values != "discriminating" else 2]:
         verdict = found.judge(evaluate(found.spec, found.inputs, recipe, order, dout))
         assert verdict.status != "fail", f"{order.name}: {verdict}"
-        assert values == "extreme" or "bound" in {s.name for s in verdict.tensors["out"].statistics}
 
 
 @pytest.mark.parametrize(("preset", "fields"), CHOICES, ids=str)
