@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
+from refdiff.backends.numpy.thread_pool import BLAS
 from refdiff.oracle.budget.gradient_terms import (
     TermRecorder,
     lambda_errors,
@@ -201,6 +202,7 @@ def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     return off + 2 * u * abs(start) + lambda_init_error(start)
 
 
+@BLAS.limited(1)  # its threads spin between small products
 def budget(
     spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
 ) -> Budget:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.backends.numpy.thread_pool import BLAS
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.cases.values import round_to_storage
@@ -47,6 +48,7 @@ COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bflo
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a wrong result may hold any numbers
+@BLAS.limited(1)  # its threads spin between small products
 def diagnose(
     actual: Any,
     spec: Spec | str,
