@@ -87,7 +87,7 @@ class Recipe:
             raise ValueError(f"matmul is {self.matmul!r}, which cuts float32 operands, but storage is {self.storage!r}")
 
     @staticmethod
-    def of(what: Recipe | str | type | np.dtype[Any] | Mapping[str, Any], **changes: Any) -> Recipe:
+    def of(what: Recipe | str | type | np.dtype[Any] | Mapping[str, Any] | None, **changes: Any) -> Recipe:
         """Return the recipe of a storage type, given by name or as a dtype of NumPy or torch; a Recipe as it is.
 
         "tf32" is float32 with tf32 products. A mapping, such as a JSON object, has fields by name.
@@ -96,8 +96,13 @@ class Recipe:
             changes: fields to override.
 
         Raises:
-            ValueError: an unknown type or field; or as the class.
+            ValueError: None, an unknown type or field; or as the class.
         """
+        if what is None:
+            raise ValueError(
+                "recipe: got None, expected the type that the kernel stores, 'float32', 'tf32', 'bfloat16' or "
+                "'float16', or an oracle.Recipe that says where it rounds"
+            )
         if isinstance(what, Recipe):
             return replace(what, **changes) if changes else what
         if isinstance(what, Mapping):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs import DATA, is_layer
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.inputs.outputs import collect_outputs, dtype_warnings, read_output
 from refdiff.oracle.inputs.validation import check_inputs
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import describe_preset, resolve_spec
 from refdiff.oracle.verdict.judge import check_shape
-from refdiff.oracle.verdict.verdict import Verdict
+from refdiff.oracle.verdict.verdict import FAIL, Verdict
 
 DIAGNOSIS_LINES = 30
 """Lines of a diagnosis that are shown: its answer, the place and three candidates, at 80 columns."""
@@ -26,7 +30,7 @@ def check(
     spec: Spec | str,
     inputs: Mapping[str, Any],
     *,
-    recipe: Recipe | str,
+    recipe: Recipe | str | None = None,
     dout: Any = None,
     members: int = 6,
 ) -> Verdict:
@@ -39,8 +43,8 @@ def check(
             A log-sum-exp in bfloat16 or float16 may have that type's rounding error, otherwise float32's.
         spec: what the kernel is meant to compute. A preset's name takes the dimensions of the inputs, in layer 0; the
             verdict's notes list them.
-        recipe: where the kernel rounds; or a type's name for the usual recipe: "float32", "tf32", "bfloat16",
-            "float16".
+        recipe: where the kernel rounds, which has no default; or a type's name for the usual recipe: "float32", "tf32",
+            "bfloat16", "float16".
         dout: gradient of the output, of the output's shape, from which the gradients were computed.
         members: number of valid evaluation orders that the budget is estimated from, 2 to 8.
 
@@ -48,7 +52,7 @@ def check(
         ValueError: inputs, shapes or names do not fit `spec`.
         TypeError: a value is no array, or a tuple or list of arrays stands in place of a mapping.
     """
-    given_spec, spec = spec, resolve_spec(spec, inputs)
+    given_spec, spec, recipe = spec, resolve_spec(spec, inputs), Recipe.of(recipe)
     if not callable(actual) or hasattr(actual, "shape"):
         _check_out_shape(actual, spec, inputs)
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
@@ -58,9 +62,22 @@ def check(
     types = dtype_warnings({name: x for name, x in judged.items() if name in allowed.tensors}, allowed.recipe)
     dimensions = () if isinstance(given_spec, Spec) else (describe_preset(given_spec, spec),)
     notes = [*verdict.notes, *types, *dimensions]
+    if verdict.status == FAIL:
+        notes += _recipe_hints(inputs, recipe)
     if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
         notes.append("dout was given, but no gradient was judged")
     return replace(verdict, notes=tuple(notes))
+
+
+def _recipe_hints(inputs: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return what may make a recipe the wrong one for a kernel that fails."""
+    hints = []
+    data = [any_array(inputs[name], name).astype(np.float64) for name in DATA if name in inputs]
+    if recipe.storage == "float32" and all(np.array_equal(round_to(x, "bfloat16"), x, equal_nan=True) for x in data):
+        hints.append("the inputs hold values of bfloat16: if the kernel computes in bfloat16, give recipe='bfloat16'")
+    if recipe.storage == "bfloat16" and os.environ.get("TRITON_INTERPRET") == "1":
+        hints.append("TRITON_INTERPRET is set: Triton's interpreter truncates to bfloat16, where GPUs round to nearest")
+    return hints
 
 
 def _check_out_shape(actual: Any, spec: Spec, inputs: Mapping[str, Any]) -> None:
@@ -77,7 +94,7 @@ def assert_close(
     spec: Spec | str,
     inputs: Mapping[str, Any],
     *,
-    recipe: Recipe | str,
+    recipe: Recipe | str | None = None,
     dout: Any = None,
     diagnose: bool = True,
     traces: tuple[Any, Any] | None = None,
@@ -93,7 +110,7 @@ def assert_close(
         AssertionError: the check did not pass. The message has the verdict, the first divergence and the diagnosis.
         ValueError, TypeError: as `check`.
     """
-    resolved = resolve_spec(spec, inputs)
+    resolved, recipe = resolve_spec(spec, inputs), Recipe.of(recipe)
     actual = collect_outputs(actual, resolved, inputs, dout)
     verdict = check(actual, spec, inputs, recipe=recipe, dout=dout)
     if verdict:
@@ -108,7 +125,7 @@ def assert_close(
     raise AssertionError("\n".join(parts))
 
 
-def _diagnosis(actual: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str, dout: Any) -> str:
+def _diagnosis(actual: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe, dout: Any) -> str:
     from refdiff.oracle.diagnosis import diagnose
 
     try:

@@ -106,3 +106,23 @@ def test_row_and_name_of_the_mistake(x: Inputs) -> None:
 def test_an_output_of_zeros_may_not_have_been_written(x: Inputs) -> None:
     with pytest.raises(AssertionError, match=r"it is exactly zero everywhere.*\s+memory\s+never written"):
         assert_close(np.zeros_like(truth(SPEC, x).out), SPEC, x, recipe="float32")
+
+
+def test_a_missing_recipe_is_answered_with_the_choices(x: Inputs) -> None:
+    with pytest.raises(
+        ValueError, match=r"^recipe: got None, expected the type that the kernel stores, 'float32', 'tf32'"
+    ):
+        check(truth(SPEC, x).out, SPEC, x)
+
+
+def test_a_failing_verdict_doubts_the_recipe(x: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    wrong = {}
+    for dtype, recipe in ((np.float32, "float32"), (ml_dtypes.bfloat16, "float32"), (ml_dtypes.bfloat16, "bfloat16")):
+        x = draw(SPEC, dtype=dtype)
+        right = truth(SPEC, x).out.astype(np.float32)
+        assert not check(right, SPEC, x, recipe="float32").notes
+        wrong[dtype, recipe] = " ".join(check(1.1 * right, SPEC, x, recipe=recipe).notes)
+    assert "hold values of bfloat16" not in wrong[np.float32, "float32"]
+    assert "give recipe='bfloat16'" in wrong[ml_dtypes.bfloat16, "float32"]
+    assert "Triton's interpreter truncates to bfloat16" in wrong[ml_dtypes.bfloat16, "bfloat16"]
