@@ -158,7 +158,9 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
         description = "a factor: the wrong rows are too large or too small on the whole"
     if s.name == "element" and np.any(wrong):
         description = "the worst number"
-    text = f"{s.name}: {description}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
+    text = f"{s.name}: {description}"
+    if s.name != "row":  # of a row the error itself follows
+        text += f", {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
     if s.at is None:
         return text
     row = s.at[: budget.rows.ndim]

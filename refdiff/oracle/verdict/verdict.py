@@ -24,8 +24,9 @@ class TensorVerdict:
 
     def __str__(self) -> str:
         numbers = "  ".join(f"{s.name} {s.value:.3g}/{s.limit:.3g}" for s in self.statistics if s.name != "masks")
-        lines = [f"  {self.name:<12} {self.status:<13} {numbers}".rstrip()]
-        return wrap_text("\n".join([*lines, *(f"      {line}" for line in (*self.reasons, *self.notes))]))
+        head, said = f"  {self.name:<12} {self.status:<13}", (*self.reasons, *self.notes)
+        lines = [head, *(f"      {line}" for line in (*said, numbers) if line)] if said else [f"{head} {numbers}"]
+        return wrap_text("\n".join(line.rstrip() for line in lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as values of JSON; an infinite number becomes a string."""
@@ -49,10 +50,10 @@ class TensorVerdict:
 class Verdict:
     """The verdict on all tensors of a call; true if and only if the status is "pass".
 
-    When it is printed, each tensor has a line of value/limit pairs; a value above its limit fails. A row is the last
-    axis, at one index of the other axes. e_r is the root mean square error of row r, and E_r the measured rounding
-    error of correct kernels there. e is the error of one element, y its true value, u the unit roundoff of the storage
-    type. Each statistic is sensitive to another kind of mistake:
+    When it is printed, each tensor has what is wrong in words, then value/limit pairs; a value above its limit fails. A
+    row is the last axis, at one index of the other axes. e_r is the root mean square error of row r, and E_r the
+    measured rounding error of correct kernels there. e is the error of one element, y its true value, u the unit
+    roundoff of the storage type. Each statistic is sensitive to another kind of mistake:
 
         row       max e_r / E_r: a key lost in one row
         bulk      root mean square of e_r / E_r: a small error everywhere

@@ -37,14 +37,13 @@ def test_the_worst_row_and_what_was_allowed() -> None:
     actual = y.copy()
     actual[1, 2, 4] += 0.01
     row = _reasons(actual, _budget(y))["row"]
-    assert row.startswith("row: 1 of 30 rows is wrong, ")
-    assert "is 10, allowed 4" in row
+    assert row.startswith("row: 1 of 30 rows is wrong; row (b 1, head 2, t 4) is off by")
     assert "row (b 1, head 2, t 4) is off by 0.01 rms, allowed 0.004" in row
     actual[1, 2, 1:4] += 0.01
     row = _reasons(actual, _budget(y))["row"]
-    assert row.startswith("row: 4 of 30 rows are wrong, all in tokens 1 to 4 of head 2 of sequence 1, ")
+    assert row.startswith("row: 4 of 30 rows are wrong, all in tokens 1 to 4 of head 2 of sequence 1; ")
     actual[0, 0] += 0.01
-    assert _reasons(actual, _budget(y))["row"].startswith("row: 9 of 30 rows are wrong, rms")
+    assert _reasons(actual, _budget(y))["row"].startswith("row: 9 of 30 rows are wrong; row")
 
 
 def test_inconclusive_is_no_pass() -> None:
@@ -153,3 +152,15 @@ def test_json_holds_it() -> None:
         "at": [0, 1],
         "what": "rms(e_r) / E_r",
     }
+
+
+def test_words_come_before_numbers() -> None:
+    whole = "\n".join(
+        (
+            "fail, judged as bfloat16; numbers are value/limit; value ≤ limit passes",
+            "  x0           fail",
+            "      because",
+            "      row inf/3",
+        )
+    )
+    assert str(_verdict("fail")) == whole
