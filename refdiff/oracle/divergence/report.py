@@ -105,21 +105,17 @@ class Divergence:
             times = f", {self.first.ratio:.3g} times what rounding explains" if self.first.ratio < float("inf") else ""
             lines += [f"  worst row {self.first.row}{times}"]
         before = [s.path for s in compared[: compared.index(self.first)] if s.status == "equal"]
-        skipped = self._missing_before(self.first, before, set(missing))
+        skipped = self._missing_before(self.first, set(missing))
         if skipped and (self.first.error or self.first.size):  # zeros: the shape was wrong, so nothing was compared
             lines += [f"  not in the trace, so the mistake may be there: {', '.join(skipped)}"]
         elif before:
             lines += [f"  right up to {before[-1]}"]
         return lines
 
-    def _missing_before(self, first: Stage, right: list[str], missing: set[str]) -> list[str]:
+    def _missing_before(self, first: Stage, missing: set[str]) -> list[str]:
         """List the missing points from which the first divergence is computed without a recorded point in between."""
         flow, layer = Flow([s.path for s in self.stages]), _layer(first.path)
         origins = flow.ancestors(first.path, missing)
-        for path in right:
-            if _layer(path) != layer and _angles(origins):
-                # all layers share the angles: if another layer is right, they are
-                origins -= _angles(flow.ancestors(path, missing))
         names = [s.path for s in self.stages if s.path in origins]
         near = [_short(path) for path in names if _layer(path) in ("", layer)]
         far = [path for path in names if _layer(path) not in ("", layer)]
@@ -142,10 +138,6 @@ def _sensitivity_note(compared: list[Stage]) -> str:
         f"a factor on all of one point would not be seen within 1 ± {least.unseen:.2g} at best; at worst {within}, "
         f"at {most.path}"
     )
-
-
-def _angles(paths: set[str]) -> set[str]:
-    return {path for path in paths if "rotary_emb." in path}
 
 
 def _layer(path: str) -> str:
