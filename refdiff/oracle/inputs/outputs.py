@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from refdiff.oracle.inputs.arrays import any_array, is_float
 from refdiff.oracle.inputs.signature import adapt_kernel, drop_nones
-from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
 
@@ -68,29 +66,6 @@ def require_out(found: Any, wanted_by: str) -> NDArray[Any]:
         names = ", ".join(map(str, found)) or "nothing"
         raise ValueError(f"the outputs lack 'out', which {wanted_by} needs: they hold {names}; give out too")
     return read_output(found["out"] if isinstance(found, Mapping) else found)
-
-
-def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
-    """Return a warning for each output whose dtype is not the recipe's storage type.
-
-    float32 is accepted if the storage type holds all its numbers: NumPy has no bfloat16.
-    """
-    warnings = []
-    for name, x in found.items():
-        try:
-            array = read_output(x, name)
-        except (TypeError, ValueError):
-            continue  # the judge reports it
-        kind, storage = str(array.dtype), recipe.storage
-        with np.errstate(over="ignore", invalid="ignore"):
-            numbers = array.astype(np.float64)
-            held = kind == "float32" and np.array_equal(round_to(numbers, storage), numbers, equal_nan=True)
-        if kind != storage and not held:
-            warnings.append(
-                f"{name} came in {kind}, and the recipe {recipe.name!r} stores {storage}: cast it to the type of the "
-                "inputs, or name the recipe of what the kernel does"
-            )
-    return tuple(warnings)
 
 
 def collect_outputs(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:

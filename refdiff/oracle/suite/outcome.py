@@ -16,12 +16,12 @@ import numpy as np
 from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.inputs import DATA, gradient_names
-from refdiff.oracle.inputs.outputs import NO_RETURN, KernelError, dtype_warnings, read_output
+from refdiff.oracle.inputs.outputs import NO_RETURN, KernelError, read_output
 from refdiff.oracle.inputs.signature import adapt_kernel, drop_nones, takes_dout
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.relations import DeclinedError
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.verdict.check import check
+from refdiff.oracle.verdict.check import check, dtype_warnings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.inputs import DATA, is_layer
 from refdiff.oracle.inputs.arrays import any_array
-from refdiff.oracle.inputs.outputs import collect_outputs, dtype_warnings, read_output
+from refdiff.oracle.inputs.outputs import collect_outputs, read_output
 from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
@@ -67,6 +67,29 @@ def check(
     if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
         notes.append("dout was given, but no gradient was judged")
     return replace(verdict, notes=tuple(notes))
+
+
+def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    """Return a warning for each output whose dtype is not the recipe's storage type.
+
+    float32 is accepted if the storage type holds all its numbers: NumPy has no bfloat16.
+    """
+    warnings = []
+    for name, x in found.items():
+        try:
+            array = read_output(x, name)
+        except (TypeError, ValueError):
+            continue  # the judge reports it
+        kind, storage = str(array.dtype), recipe.storage
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = array.astype(np.float64)
+            held = kind == "float32" and np.array_equal(round_to(numbers, storage), numbers, equal_nan=True)
+        if kind != storage and not held:
+            warnings.append(
+                f"{name} came in {kind}, and the recipe {recipe.name!r} stores {storage}: cast it to the type of the "
+                "inputs, or name the recipe of what the kernel does"
+            )
+    return tuple(warnings)
 
 
 def _recipe_hints(inputs: Mapping[str, Any], recipe: Recipe) -> list[str]:
