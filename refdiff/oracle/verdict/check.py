@@ -1,4 +1,17 @@
-"""`check` judges what a kernel computed; `assert_close` fails a test and says where and what the mistake is."""
+"""`check` judges what a kernel computed; `assert_close` fails a test and says where and what the mistake is.
+
+The steps of a check, each with its functions:
+
+    spec      `resolve_spec`: a preset's name takes its dimensions from the inputs
+    inputs    `check_inputs` checks names, dtypes and shapes; `quantise` rounds to the storage type once
+    truth     `truth` computes output and gradients in float64, by `forward` and `backward`
+    orders    `run_members` computes them as the recipe rounds, in ten valid orders of evaluation (`DRAWS`, `MEMBERS`);
+              of a large output for `sampled_queries` only, and `scale_estimates` extends their errors to all rows
+    budget    `budget` makes E_r of each row from the errors of the orders (`errors_of_runs`, `row_floor`), a common
+              factor's spread (`common_factor`), and the allowance of a sum from its terms (`term_norms`)
+    verdict   `collect_outputs` calls the kernel; `Budget.judge` measures each tensor (`statistics`) and words what is
+              beyond its limit (`judge_rows`, `judge_sums`, `judge_lse`)
+"""
 
 from __future__ import annotations
 
