@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from refdiff.arrays import to_numpy
-from refdiff.pipelines.base import Pipeline
+from refdiff.pipelines.base import Pipeline, Process
 
 
 class FeatureExtractionPipeline(Pipeline):
@@ -21,20 +20,22 @@ class FeatureExtractionPipeline(Pipeline):
         "DiffLlamaForQuestionAnswering",
     )  # fmt: skip
 
-    def run(
+    def process(
         self,
         item: Any,
         *,
         return_tensors: bool = False,
         truncation: Any = None,
         tokenize_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Process:
         """Return the features of one text. `tokenize_kwargs` are options of the tokenizer."""
         tokenizer_options = dict(tokenize_kwargs or {})
         if truncation is not None:
             if "truncation" in tokenizer_options:
                 raise ValueError("truncation: got it as an option and in tokenize_kwargs, expected one of them")
             tokenizer_options["truncation"] = truncation
-        encoded = self.tokenizer(item, return_tensors="np", **tokenizer_options)
-        features = to_numpy(self.model(**encoded, use_cache=False)[0])
+        if not isinstance(item, str):
+            raise TypeError(f"inputs: got {type(item).__name__}, expected a text or a list of texts")
+        ((features, *_),) = yield [dict(self.tokenizer(item, **tokenizer_options))]
+        features = features[None]
         return features if return_tensors else features.tolist()

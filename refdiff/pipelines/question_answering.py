@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.generation.sampling import softmax
 from refdiff.messages import show_value
-from refdiff.pipelines.base import Pipeline
+from refdiff.pipelines.base import Pipeline, Process
 
 Answer = dict[str, Any]
 
@@ -43,7 +42,7 @@ class QuestionAnsweringPipeline(Pipeline):
         # transformers unpacks a list of one example.
         return super().__call__(inputs[0] if isinstance(inputs, list) and len(inputs) == 1 else inputs, **options)
 
-    def run(
+    def process(
         self,
         item: Any,
         *,
@@ -53,7 +52,7 @@ class QuestionAnsweringPipeline(Pipeline):
         max_seq_len: int | None = None,
         handle_impossible_answer: bool = False,
         align_to_words: bool = True,
-    ) -> Answer | list[Answer]:
+    ) -> Process:
         """Answer one question.
 
         doc_stride: tokens that consecutive chunks share (default: 128, at most half of max_seq_len).
@@ -85,10 +84,11 @@ class QuestionAnsweringPipeline(Pipeline):
             raise ValueError(re.sub("|".join(names), lambda name: names[name[0]], str(error))) from None
         answers: list[Answer] = []
         null_score = np.inf
-        for chunk in [first_chunk, *first_chunk.overflowing]:
-            out = self.model(input_ids=np.asarray([chunk.ids], dtype=np.int64), use_cache=False)
+        chunks = [first_chunk, *first_chunk.overflowing]
+        outputs = yield [{"input_ids": chunk.ids} for chunk in chunks]
+        for chunk, (start_logits, end_logits, *_) in zip(chunks, outputs, strict=True):
             allowed = self._answer_mask(chunk, question_first)
-            start, end = (_probabilities(to_numpy(logits)[0], allowed) for logits in (out.start_logits, out.end_logits))
+            start, end = _probabilities(start_logits, allowed), _probabilities(end_logits, allowed)
             null_score = min(null_score, float(start[0] * end[0]))
             start[0] = end[0] = 0
             # Extension to whole words makes some candidates equal, so more are needed.

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import to_numpy
 from refdiff.generation.sampling import softmax
 from refdiff.messages import show_value
-from refdiff.pipelines.base import Pipeline
+from refdiff.pipelines.base import Pipeline, Process
 
 _BEST = "best"  # the default of top_k: one answer instead of a list
 
@@ -30,7 +29,7 @@ class TextClassificationPipeline(Pipeline):
         result = super().__call__(inputs, **options)
         return [result] if isinstance(inputs, str) and "top_k" not in options else result
 
-    def run(
+    def process(
         self,
         item: Any,
         *,
@@ -38,7 +37,7 @@ class TextClassificationPipeline(Pipeline):
         function_to_apply: str | None = None,
         truncation: Any = None,
         max_length: int | None = None,
-    ) -> Any:
+    ) -> Process:
         """Classify one text.
 
         top_k: number of labels; None for all.
@@ -54,8 +53,7 @@ class TextClassificationPipeline(Pipeline):
                 f'inputs: got {show_value(item)}, expected a text, a pair {{"text": …, "text_pair": …}}, or a '
                 "list of these"
             )
-        encoded = self.tokenizer(**inputs, return_tensors="np", truncation=truncation, max_length=max_length)
-        logits = to_numpy(self.model(**encoded, use_cache=False).logits)[0]
+        ((logits, *_),) = yield [dict(self.tokenizer(**inputs, truncation=truncation, max_length=max_length))]
         scores = _apply_function(self._choose_function(function_to_apply), logits)
         labels = self.model.config.id2label
         if top_k == _BEST:

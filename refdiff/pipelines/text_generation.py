@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, ClassVar
 
-import numpy as np
-
 from refdiff.generation.options import LEFT_OUT, NAMES, check_left_out
-from refdiff.generation.tokenizer import Encoded, Tokenizer
+from refdiff.generation.tokenizer import Encoded
 from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.pipelines.base import Pipeline, keyword_only
 
@@ -31,27 +28,18 @@ class TextGenerationPipeline(Pipeline):
     task: ClassVar[str] = "text-generation"
     architecture: ClassVar[str] = "DiffLlamaForCausalLM"
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, batch_size: int = 1, **options: Any) -> None:
-        super().__init__(model, tokenizer, **options)
-        self.batch_size = _batch_size(batch_size)
-
-    def __call__(self, inputs: Any, *, batch_size: int | None = None, **options: Any) -> Any:
-        """Continue one prompt or chat, or a list or iterator of them in batches of `batch_size`."""
-        merged = {**self.options, **self._check_options(options)}
-        size = self.batch_size if batch_size is None else _batch_size(batch_size)
-        if isinstance(inputs, str) or _is_chat(inputs):
-            return self.run(inputs, **merged)
-        if not isinstance(inputs, list | tuple | Iterator):
+    def _is_one(self, inputs: Any) -> bool:
+        is_one = isinstance(inputs, str) or _is_chat(inputs)
+        if not is_one and not isinstance(inputs, list | tuple | Iterator):
             raise TypeError(
                 f"inputs: got {type(inputs).__name__}, expected a text, a chat, or a list or an iterator of them"
             )
-        results = self._run_batches(iter(inputs), size, merged)
-        return results if isinstance(inputs, Iterator) else list(results)
+        return is_one
 
     @classmethod
     def option_names(cls) -> list[str]:
         """Return the names of all options: those of a batch, of the tokenizer and of `generate`."""
-        return [*keyword_only(cls._run_batch), *_TOKENIZER_OPTIONS, *NAMES, "seed", "generator", "streamer"]
+        return [*keyword_only(cls._generate), *_TOKENIZER_OPTIONS, *NAMES, "seed", "generator", "streamer"]
 
     def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         left_out = {name: value for name, value in options.items() if name in LEFT_OUT}
@@ -60,15 +48,10 @@ class TextGenerationPipeline(Pipeline):
         checked = super()._check_options({name: value for name, value in options.items() if name not in left_out})
         return {**checked, **left_out}
 
-    def run(self, item: Any, **options: Any) -> list[Record]:
-        """Continue one prompt or chat, with the options of `_run_batch` and `generate`."""
-        return self._run_batch([item], **options)[0]
+    def _run_batch(self, items: list[Any], size: int, options: dict[str, Any]) -> list[list[Record]]:
+        return self._generate(items, **options)
 
-    def _run_batches(self, items: Iterator[Any], size: int, options: dict[str, Any]) -> Iterator[list[Record]]:
-        while batch := list(islice(items, size)):
-            yield from self._run_batch(batch, **options)
-
-    def _run_batch(
+    def _generate(
         self,
         items: list[Any],
         *,
@@ -239,9 +222,3 @@ def _is_chat(item: Any) -> bool:
         and len(item) > 0
         and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in item)
     )
-
-
-def _batch_size(value: Any) -> int:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"batch_size: got {value!r}, expected a number from 1")
-    return int(value)

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import to_numpy
 from refdiff.generation.sampling import softmax
 from refdiff.generation.tokenizer.config import NO_LIMIT
-from refdiff.pipelines.base import Pipeline
+from refdiff.pipelines.base import Pipeline, Process
 
 _STRATEGIES = ("none", "simple", "first", "average", "max")
 Entity = dict[str, Any]
@@ -28,14 +27,14 @@ class TokenClassificationPipeline(Pipeline):
     task: ClassVar[str] = "token-classification"
     architecture: ClassVar[str] = "DiffLlamaForTokenClassification"
 
-    def run(
+    def process(
         self,
         item: Any,
         *,
         aggregation_strategy: str = "none",
         ignore_labels: list[str] | None = None,
         stride: int | None = None,
-    ) -> list[Entity]:
+    ) -> Process:
         """Label one text.
 
         ignore_labels: labels that are left out of the result (default: `["O"]`).
@@ -57,10 +56,10 @@ class TokenClassificationPipeline(Pipeline):
         (first_chunk,) = self.tokenizer.encodings(item, truncation=truncation, stride=stride or 0)
         chunks = [first_chunk] if stride is None else [first_chunk, *first_chunk.overflowing]
         found: list[Entity] = []
-        for chunk in chunks:
-            ids = np.asarray([chunk.ids], dtype=np.int64)
-            logits = to_numpy(self.model(input_ids=ids, use_cache=False).logits)[0] if chunk.ids else np.zeros((0, 1))
-            tokens = self._tokens(item, chunk, softmax(logits) if len(logits) else logits)
+        chunks = [chunk for chunk in chunks if chunk.ids]
+        outputs = yield [{"input_ids": chunk.ids} for chunk in chunks]
+        for chunk, (logits, *_) in zip(chunks, outputs, strict=True):
+            tokens = self._tokens(item, chunk, softmax(logits))
             entities = self._aggregate(tokens, strategy)
             found += [entity for entity in entities if entity.get("entity", entity.get("entity_group")) not in ignored]
         return _remove_overlaps(found) if len(chunks) > 1 else found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Backend
 
 from refdiff import Tokenizer
+from refdiff.model.outputs import ModelOutput
 from refdiff.pipelines.question_answering import QuestionAnsweringPipeline
 from tests.golden.make_question_answering import FILE, logits
 
@@ -21,7 +21,7 @@ class DiffLlamaForQuestionAnswering:
 
     def __call__(self, input_ids: Any, use_cache: bool) -> Any:
         start, end = logits(input_ids)
-        return SimpleNamespace(start_logits=start, end_logits=end)
+        return ModelOutput(start_logits=start, end_logits=end)
 
 
 def pipe(case: dict[str, Any], **options: Any) -> QuestionAnsweringPipeline:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.model.outputs import ModelOutput
 from refdiff.pipelines.text_classification import TextClassificationPipeline
 from tests.pipelines.models import words
 
@@ -23,7 +24,7 @@ class DiffLlamaForSequenceClassification:
 
     def __call__(self, input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
         self.read = input_ids[0].tolist()
-        return SimpleNamespace(logits=self.logits)
+        return ModelOutput(logits=self.logits)
 
 
 def pipe(logits: list[float], problem_type: str | None = None, **options: Any) -> TextClassificationPipeline:

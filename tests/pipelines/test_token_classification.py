@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from refdiff import Tokenizer
+from refdiff.model.outputs import ModelOutput
 from refdiff.pipelines.token_classification import TokenClassificationPipeline
 from tests.pipelines.models import words
 
@@ -26,7 +27,7 @@ class DiffLlamaForTokenClassification:
 
     def __call__(self, input_ids: Any, use_cache: bool) -> Any:
         rows = [self.table.get(i, [1, 0, 0, 0, 0]) for i in input_ids[0].tolist()]
-        return SimpleNamespace(logits=np.log(np.array([rows], dtype=np.float64) + 1e-12))
+        return ModelOutput(logits=np.log(np.array([rows], dtype=np.float64) + 1e-12))
 
 
 def one(label: str, score: float = 1.0) -> list[float]:
