@@ -16,10 +16,10 @@
 # **The question: which sums and products turn a sentence into its next word, and where does the Differential
 # Transformer do something else?**
 #
-# You will build a plain Transformer first, in NumPy, and see what bothers the authors of the Differential Transformer
-# (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)): on a real sentence, one of its heads finds
-# the three words that it needs and still spends 44 % of its attention on the other twenty. Then you change one block,
-# and the model that comes out tells a story.
+# You will build a plain Transformer first, in NumPy, and see what the authors of the Differential Transformer set out
+# to fix (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)). On a real sentence, one head of a
+# plain model finds the three words that fit, and still spends 44 % of its attention on the other twenty. Then you
+# change one block, and the model that comes out tells a story.
 #
 # You need to know NumPy, and that a language model predicts the next token. Allow 30 minutes. The code of this chapter
 # is also one file, [tiny.py](tiny.py), and the [glossary](reference/guides/glossary.md) explains every term.
@@ -87,8 +87,8 @@ x = plain_weights["model.embed_tokens.weight"][ids]
 sketches.embedded(tokens, ids, x, plain_config["vocab_size"])
 
 # %% [markdown]
-# Blue cells are positive, orange cells negative, and stronger color means a larger number. All pictures in these
-# chapters use these colors.
+# Blue cells are positive, orange cells negative, and stronger color means a larger number. All pictures of numbers as
+# cells use these colors.
 #
 # ## The plan of the model
 #
@@ -228,8 +228,8 @@ sketches.token_bars(tokens, {"what “youngest” takes from each token": row}, 
 
 # %% [markdown]
 # The head does its job: "the youngest" is a son of the king, and those are the words that it finds. But a softmax never
-# gives a visible token exactly nothing. Twenty tokens that do not matter here get a little each, and together 44 %. The
-# longer the text, the more such crumbs there are. The paper calls them *attention noise*.
+# gives a visible token exactly nothing. Twenty tokens that have little to do with it get a little each, and together 44
+# %. The longer the text, the more such crumbs there are. The paper calls them *attention noise*.
 #
 # ## Subtract a second map
 #

@@ -17,10 +17,10 @@
 # it?**
 #
 # The finding first. Subtraction works like noise-canceling headphones, under two conditions: both maps share the noise,
-# and the first map has much of it. In our small trained model neither holds. The two maps of a pair share little, and
-# subtraction *dilutes* the word that the leading map prefers, in more than nine rows of ten. What the model does
-# instead is to subtract a broad map from a sharp one. It is one model with 2.9 million parameters; large ones may
-# differ.
+# and the first map has much of it. In our small trained model the first condition fails. The two maps of a pair share
+# little, and subtraction *dilutes* the token that the leading map prefers, in more than nine rows of ten. What the
+# model does instead is to subtract a broader map from a sharper one. It is one model with 2.9 million parameters; large
+# ones may differ.
 #
 # Allow 30 minutes. You need chapter 01.
 
@@ -315,7 +315,7 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # ## The answer
 #
 # **Subtraction removes noise if both maps share it and the first map has much of it, but our trained model subtracts a
-# broad average from a sharp map, which dilutes the leading map's favorite and is worth little to it.**
+# broader map from a sharper one, which dilutes the leading map's favorite and gains the model little.**
 #
 # <details>
 # <summary>What is checked of this chapter</summary>

@@ -16,8 +16,8 @@
 # **The question: what need not be computed again for each new word, and who picks the word?**
 #
 # In short: a new token changes nothing about the earlier ones, so their keys and values are kept in a *cache*. For the
-# last of 400 tokens, that makes the bundled model several times as fast on a laptop; you will measure it. The word is
-# picked by a rule outside the model, and the simplest rule soon repeats itself.
+# last of 400 tokens, that makes the bundled model several times as fast; you will measure it. The word is picked by a
+# rule outside the model, and the simplest rule soon repeats itself.
 #
 # Allow 20 minutes. You need chapter 01.
 

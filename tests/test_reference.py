@@ -233,7 +233,7 @@ def test_a_figure_follows_the_theme_and_the_width(
     text = json.dumps({"cells": [{"cell_type": "code", "source": "x = 1", "metadata": {}, "outputs": [output]}]})
     build.write_drawings(text, tmp_path, "01_made")
     drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    assert len(drawn) == 4 if narrow else 2
+    assert len(drawn) == (4 if narrow else 2)
     assert "#333333" in drawn["01_made-0-0-wide-light.svg"]
     assert "#333333" not in drawn["01_made-0-0-wide-dark.svg"]
     made = json.loads(build.prepare(text, "notebooks/01_made.ipynb", ROOT / "notebooks" / "01_made.ipynb", {}))
