@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from refdiff.oracle.inputs.arrays import any_array
+from tests.layers.inputs import says
 from tests.oracle.arrays import DTYPES, LAYOUTS, VIEWS, numbers, same_bits
 
 
@@ -86,3 +87,13 @@ def test_the_negative_and_the_conjugate_bit_of_torch() -> None:
     assert z.conj().imag.is_neg()
     assert any_array(z.conj().imag).tolist() == [-2, 4]
     assert any_array(torch._neg_view(torch.ones(2, requires_grad=True))).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_numbers_of_torch(dtype: torch.dtype) -> None:
+    x = torch.ones(2, 3).to(dtype)
+    known = "float16, bfloat16, float32 or float64"
+    why = f"got {dtype}, expected {known}; pass x.float(), times its scale if it has one"
+    with says(TypeError, f"q: torch.Tensor cannot be read: {why}"):
+        any_array(x, "q")
+    assert np.array_equal(any_array(x.float()), np.ones((2, 3)))
