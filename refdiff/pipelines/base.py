@@ -93,7 +93,8 @@ class Pipeline:
             batch = {name: np.asarray([values], dtype=np.int64) for name, values in inputs[0].items()}
         else:
             batch = self.tokenizer.pad(inputs, return_tensors="np")
-        outputs = [to_numpy(output) for output in self.model(**batch, use_cache=False).to_tuple()]
+        results = self.model(**batch, use_cache=False).to_tuple()
+        outputs = [to_numpy(one) for one in results if not isinstance(one, tuple)]  # no hidden states
         if _architecture(self.model) == "DiffLlamaForSequenceClassification":
             return [tuple(output[i] for output in outputs) for i in range(len(inputs))]
         width, left = batch["input_ids"].shape[1], self.tokenizer.padding_side == "left"

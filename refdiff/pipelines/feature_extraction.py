@@ -10,7 +10,8 @@ from refdiff.pipelines.base import Pipeline, Process
 class FeatureExtractionPipeline(Pipeline):
     """The last hidden states of a text: nested lists [1][tokens][hidden_size], or with `return_tensors` an array.
 
-    A model with a head gives its logits instead, as in transformers.
+    A model with a head gives its logits instead, as in transformers. A batch's padding, which transformers returns too,
+    is left out.
     """
 
     task: ClassVar[str] = "feature-extraction"

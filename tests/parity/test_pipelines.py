@@ -188,6 +188,10 @@ def test_text_classification(tmp_path: Path, config: dict[str, Any]) -> None:
         for top_k in (None, 1, 2):
             same(theirs(inputs, top_k=top_k), ours(inputs, top_k=top_k))
     same(theirs(TEXTS[0], truncation=True, max_length=5), ours(TEXTS[0], truncation=True, max_length=5))
+    for pipe in (theirs, ours):
+        pipe.tokenizer.pad_token = "</s>"
+    for size in (2, 3):
+        same(theirs(TEXTS, batch_size=size), ours(TEXTS, batch_size=size))
     theirs, ours = both("sentiment-analysis", tmp_path, top_k=None)
     same(theirs(TEXTS[0]), ours(TEXTS[0]))
     same(theirs(TEXTS[:2]), ours(TEXTS[:2]))
@@ -201,7 +205,8 @@ def test_token_classification(tmp_path: Path, kind: str, strategy: str | None) -
     folder = write(tmp_path, "DiffLlamaForTokenClassification", kind, tokenizer=tokenizer, **labels)
     options = {} if strategy is None else {"aggregation_strategy": strategy}
     theirs, ours = both("ner", folder, **options)
-    same(theirs(TEXTS), ours(TEXTS))
+    for size in (1, 2, 3):
+        same(theirs(TEXTS, batch_size=size), ours(TEXTS, batch_size=size))
     for text in TEXTS:
         for ignored in ([], ["O", "MISC"], ["PER"]):
             same(theirs(text, ignore_labels=ignored), ours(text, ignore_labels=ignored))

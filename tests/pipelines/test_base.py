@@ -117,6 +117,48 @@ def test_options_of_the_call_win(tmp_path: Path) -> None:
     assert isinstance(pipe("a", return_tensors=False), list)
 
 
+def close(actual: Any, expected: Any) -> None:
+    """Equal, numbers up to rounding errors."""
+    if isinstance(expected, dict):
+        actual, expected = [*actual, *actual.values()], [*expected, *expected.values()]
+    if isinstance(expected, list):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            close(one, other)
+    else:
+        assert actual == (pytest.approx(expected, abs=1e-12) if isinstance(expected, float) else expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "text-generation"])
+def test_the_model_reads_as_many_texts_at_once_as_batch_size_says(
+    task: str, side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, TASKS[task])
+    pipe = refdiff.pipeline(task, folder, dtype="float64", batch_size=3)
+    pipe.tokenizer.padding_side = side
+    texts = ["a b", "c", "b d c a", "d", "a c b"]
+    qa = task == "question-answering"
+    inputs: Any = [{"question": "a b", "context": text} for text in texts] if qa else texts
+    expected = [pipe(item) for item in inputs]
+    read: list[int] = []
+    call = type(pipe.model).__call__
+
+    def count(self: Any, input_ids: Any, **more: Any) -> Any:
+        read.append(len(input_ids))
+        return call(self, input_ids, **more)
+
+    monkeypatch.setattr(type(pipe.model), "__call__", count)
+    if task in ("text-classification", "sentiment-analysis"):  # a list of one for one text
+        expected = [result[0] for result in expected]
+    close(pipe(inputs), expected)
+    close(list(pipe(iter(inputs), batch_size=2)), expected)
+    assert read == [3, 2, 2, 2, 1]
+    pipe.tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="pad_token: got None"):
+        pipe(inputs)
+
+
 @pytest.mark.parametrize("task", list(TASKS))
 @pytest.mark.parametrize("device", [-1, "cpu", None])
 def test_options_of_transformers_that_change_no_result(task: str, device: Any, tmp_path: Path) -> None:
@@ -126,6 +168,6 @@ def test_options_of_transformers_that_change_no_result(task: str, device: Any, t
     expected = refdiff.pipeline(task, folder, dtype="float64")(inputs, **options)
     more: dict[str, Any] = {"batch_size": 2, "num_workers": 4}
     pipe = refdiff.pipeline(task, folder, device=device, model_kwargs={"dtype": "float64"}, **more)
-    np.testing.assert_equal(pipe(inputs, **options, **more), expected)
+    close(pipe(inputs, **options, **more), expected)
     with pytest.raises(ValueError, match="batch_size: got 0, expected"):
         pipe(inputs, batch_size=0)
