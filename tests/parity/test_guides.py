@@ -39,5 +39,5 @@ def test_the_guide_for_traces(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = run_all(blocks("traces", "python|sh"), tmp_path)
-    assert "\nnothing diverges" in said[-1]
+    assert said[-1].startswith("pass, judged as float32")
     assert "\nnothing diverges" in capsys.readouterr().out
