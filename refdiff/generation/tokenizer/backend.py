@@ -45,7 +45,7 @@ class Truncation:
 
 
 class TokenizerBackend:
-    """A loaded tokenizer.json; `native` is the `tokenizers.Tokenizer`, whose errors become `CheckpointError`s.
+    """A loaded tokenizer.json; `native` is the `tokenizers.Tokenizer`, whose errors become `CheckpointError`.
 
     It neither truncates nor pads by itself: `settings` has the `padding` and `truncation` of the file, unused. A
     subclass may replace all methods, and so the library.
