@@ -438,7 +438,7 @@ def test_pairs_are_those_of_the_layers(page: Chromium, keys: int) -> None:
         "hf": lambda q, k, v: layers.diff_heads_hf(q, k, layers.value_pairs_hf(v), half, 0.2, 1e-5),
         "paper": paper,
         "v2": lambda q, k, v: layers.diff_heads_v2(q, k, v, np.full((1, H // 2, T, 1), 0.5)),
-        "none": lambda q, k, v: layers.plain_heads(q, k, v),
+        "plain": lambda q, k, v: layers.plain_heads(q, k, v),
     }
     for variant, heads in computed.items():
         q, k, v = (rng.standard_normal((1, n, T, d)) for n in (H, keys, keys))

@@ -210,10 +210,10 @@ def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str, site: 
     runs = f"[...document.querySelectorAll('.cell.runs .run')].slice(0, {count})"
     chromium.run(f"{runs}.forEach((button) => button.click())")
     status = "document.querySelector('.run-chapter [role=status]').innerText"
-    assert chromium.run(status) == "Python is loading, about 33 MB, once …"
+    assert chromium.run(status) == "Python is loading, about 34 MB, once …"
     wait(chromium, "!document.querySelector('.run:disabled')", 400)
     files = [site / path for path in _Alone.asked if path.startswith("pyodide/") or path.endswith(".zip")]
-    assert sum(path.stat().st_size for path in files) == pytest.approx(33e6, rel=0.03)
+    assert sum(path.stat().st_size for path in files) == pytest.approx(34e6, rel=0.03)
     assert chromium.run("document.querySelectorAll('.runs.wrong').length") == 0
     found = chromium.run(
         f"[...document.querySelectorAll('.cell.runs output')].slice(0, {count}).map((o) => [...o.childNodes]"

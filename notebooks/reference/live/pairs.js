@@ -16,7 +16,7 @@ export const VARIANTS = {
     const key = Math.floor(i / (H / 2 / K));
     return { queries: [2 * i, 2 * i + 1], keys: [key] };
   }) },
-  none: { name: "plain", outputs: (H, K) => Array.from({ length: H }, (_, i) => ({ queries: [i], keys: [Math.floor(i / (H / K))] })) },
+  plain: { name: "plain", outputs: (H, K) => Array.from({ length: H }, (_, i) => ({ queries: [i], keys: [Math.floor(i / (H / K))] })) },
 };
 const H = 8;
 
@@ -55,7 +55,7 @@ export function pairsFigure(figure) {
 
   function words() {
     const { queries, keys } = wired()[state.output], list = (name, heads) => heads.map((n) => `${name} ${n}`).join(" and ");
-    return state.variant === "none" ? `Output ${state.output} reads ${list("query", queries)} and ${list("key", keys)}; nothing is subtracted.`
+    return state.variant === "plain" ? `Output ${state.output} reads ${list("query", queries)} and ${list("key", keys)}; nothing is subtracted.`
       : `Output ${state.output}: query ${queries[0]} makes A₁ with key ${keys[0]}, query ${queries[1]} makes A₂ with key ${keys[1] ?? keys[0]}; the value is ` +
         `${keys.length > 1 ? `that of heads ${keys[0]} and ${keys[1]} side by side` : `that of head ${keys[0]}`}.`;
   }

@@ -10,7 +10,7 @@ import { PYODIDE } from "./pyodide.js";
 export function start(cells, { status, restart, chapter = false, told = () => {} }) {
   let worker, ready = false;
   const waiting = []; // numbers of cells, in the order in which they were asked to run: the first of them runs
-  const loading = `Python is loading, about ${chapter ? 33 : 23} MB, once …`;
+  const loading = `Python is loading, about ${chapter ? 34 : 23} MB, once …`;
   cells.forEach((cell, number) => {
     const { place, area, run, reset, output } = cell, first = area.value;
     cell.start = () => {
