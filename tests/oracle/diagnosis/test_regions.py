@@ -46,7 +46,10 @@ SAME_TILE = np.broadcast_to(KEY // 16 == QUERY // 16, (6, T, T))
         ((3, 5, 0), False, "bottom_right", "as if key 0 was not seen in token 5 of head 3"),
         (np.s_[..., 41:53], False, "none", "as if keys 41 to 52 were not seen in every head"),
         pytest.param(
-            (4, 50, 50), False, "bottom_right", "as if key 50 was not seen in token 50 of head 4",
+            (4, 50, 50),
+            False,
+            "bottom_right",
+            "as if key 50 was not seen in token 50 of head 4",
             marks=pytest.mark.xfail(reason="the search places it, and names no key"),
         ),
         (np.s_[:, EDGES, EDGES + 1], True, "bottom_right", "as if the key after a query's own was seen in tokens"),
