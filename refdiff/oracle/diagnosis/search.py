@@ -152,7 +152,7 @@ class Search:
 
     def confirm(self, found: Iterable[Scored]) -> list[Finding]:
         """Return the findings that fit by a budget of their own, better than the truth and than each other."""
-        found = [s for s in found if not s.at_edge and s.score.residual < self.before]
+        found = [s for s in found if not s.at_edge and s.score.residual < (1 - THRESHOLDS.same_function) * self.before]
         near = sorted(found, key=lambda s: (s.score.residual, s.cost))
         about = THRESHOLDS.better_ratio * max(near[0].score.residual, 0.5) if near else 0.0
         near.sort(
@@ -280,7 +280,9 @@ class Search:
             single += [self.polish(s) for s in explaining[: THRESHOLDS.polished // (2 if self.is_sampled else 1)]]
             fitting = self.confirm(single)
         beam = self.beam(single) if max_deviations > 1 and not fitting and not self.nearly_right else []
-        idle = {s.edits[0][0] for s in single if s.score.residual == self.before}  # alone they change nothing
+        # alone they change nothing
+        near = [s for s in single if math.isclose(s.score.residual, self.before, rel_tol=THRESHOLDS.same_function)]
+        idle = {s.edits[0][0] for s in near}
         several: list[Scored] = []
         for names in (True, False):  # numbers beside another hypothesis only if no name fits there
             some = [h for h in self.every if h.is_name == names and h not in idle]
