@@ -232,7 +232,7 @@ print(f"a full turn takes {wavelengths[0]:.1f} tokens in plane 0, {wavelengths[-
 print(f"{(wavelengths > 512).sum()} of {d // 2} planes make no full turn within the 512 tokens of training")
 
 # %% [markdown]
-# Fast planes tell neighbors apart, slow planes tell near from far. A text longer than those of training shows the slow
+# Fast planes tell neighbors apart, slow planes tell near from far. A text longer than any in training shows the slow
 # planes angles that they never met. The guide on [long texts](guide_long_texts.ipynb) shows what that costs, and two
 # remedies.
 #

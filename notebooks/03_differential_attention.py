@@ -162,7 +162,7 @@ for layer, (mean, half) in enumerate(less):
     print(f"layer {layer}: mean ρ in a pair {own[:, layer].mean():5.2f}   "
           f"across pairs {others[:, layer].mean():5.2f}   difference {mean:+.3f} ± {half:.3f}")  # fmt: skip
 single, crossed = (by_pairs[:, chosen].mean(axis=0).T for chosen in (same, ~same))  # (layer, pair)
-print(f"the largest mean ρ of a layer is {own.mean(axis=0).max():.2f}, that of a single pair {single.max():.2f}")
+print(f"the largest mean ρ of a layer is {own.mean(axis=0).max():.2f}, of a single pair {single.max():.2f}")
 sketches.correlation_dots(single, crossed)
 
 # %% [markdown]
@@ -234,7 +234,7 @@ sketches.breadths(np.stack([first_breadth, second_breadth]), lambdas)
 # copy of the noise but more like an average. Subtracting it takes a little off every token, so those that the leading
 # map passes over end up below zero.
 #
-# Is that of any use? We remove second maps and measure the loss on the eight tales.
+# Does this help the model? We remove second maps and measure the loss on the eight tales.
 
 
 # %%
@@ -298,7 +298,7 @@ sketches.curves(depths, lines, "layer", "gradient of W_Q, plain head = 1", yscal
 
 # %% [markdown]
 # With the norm alone, the gradient grows about fourfold from layer 0 to layer 27. With the factor it is nearly level,
-# but still some 15 times that of a plain head. The paper's appendix G calls the two the same "up to constant factors".
+# but still about 15 times a plain head's. The paper's appendix G calls the two the same "up to constant factors".
 #
 # ## See for yourself
 #

@@ -14,7 +14,7 @@
 # # Texts longer than in training
 #
 # RoPE rotates each plane of a query and key at its own speed ([chapter 02](02_where_words_meet.ipynb)). A text longer
-# than those of training shows the slow planes angles that they never met. Recipes for long texts change the speeds;
+# than any in training shows the slow planes angles that they never met. Recipes for long texts change the speeds;
 # `rope_type` in a `config.json` names one. This guide compares two of them with the default, on the bundled model,
 # without training. refdiff has four more, which `refdiff.layers.rope_frequencies` describes.
 
