@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +135,11 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
 
 
 def in_terminal(
-    environment: dict[str, str], cwd: Path, *arguments: str | Path, module: str = "refdiff", typed: bytes | None = None
+    environment: dict[str, str],
+    cwd: Path,
+    *arguments: str | Path,
+    program: Sequence[str] = ("-m", "refdiff"),
+    typed: bytes | None = None,
 ) -> tuple[int, str]:
     """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got.
 
@@ -150,7 +154,7 @@ def in_terminal(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         stdin=subprocess.DEVNULL if typed is None else theirs,
         stdout=subprocess.DEVNULL if typed is None else theirs,
         stderr=theirs,

@@ -155,7 +155,7 @@ sys.exit(refdiff.cli.main())
 """
     (tmp_path / "slow.py").write_text(slow)
     command = ("generate", "--chat", "-n", "3", "-m", reciting)
-    status, seen = in_terminal(environment, tmp_path, *command, module="slow", typed=b"h\rh\r\x04")
+    status, seen = in_terminal(environment, tmp_path, *command, program=["slow.py"], typed=b"h\rh\r\x04")
     assert (status, seen.count("[silent]"), seen.count("[echo]")) == (0, 4, 0), seen
     assert seen.count("> h") == 2  # with echo again
 

@@ -271,7 +271,7 @@ def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], 
 def test_a_slow_step_is_shown_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
     slow = "import refdiff.cli.terminal as t; t.AFTER = 0.01\nwith t.waiting('searching'): t._waiting_shown.wait(60)"
     (tmp_path / "slow.py").write_text(slow)
-    status, seen = in_terminal(environment, tmp_path, module="slow")
+    status, seen = in_terminal(environment, tmp_path, program=["slow.py"])
     assert status == 0
     assert "\rsearching ... " in seen
     assert seen.endswith("\r\x1b[K")

@@ -40,8 +40,8 @@ _FOR_PROGRAMMERS = re.compile(r"Traceback \(most recent|object at 0x|panicked at
 _TRUE_OF_WEIGHTS = re.compile("(?:overflow|invalid value) encountered in matmul|invalid value encountered in divide")
 """NumPy's warnings where a changed byte has made a weight huge or NaN, and where an RMSNorm without eps meets zeros."""
 _SYSTEM = (
-    "/usr/", "/etc/ld", "/lib", "/sys/", "/proc/self/", "/dev/null", "/dev/urandom", sys.prefix, sys.base_prefix,
-    *filter(None, sys.path),
+    "/usr/", "/etc/ld", "/lib", "/sys/", "/proc/self/", "/dev/null", "/dev/urandom", sys.base_prefix,
+    f"{sys.prefix}/lib", f"{sys.prefix}/bin", f"{sys.prefix}/pyvenv.cfg", *filter(None, sys.path),
 )  # fmt: skip
 
 

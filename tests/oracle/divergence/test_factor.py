@@ -63,18 +63,18 @@ def clean() -> tuple[dict[str, np.ndarray], Trace]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "point"),
+    ("mode", "point", "factor"),
     [
-        ("local", "self_attn.groupnorm"),
-        pytest.param("local", "mlp.down_proj", marks=pytest.mark.slow),
-        pytest.param("free", "self_attn.v_proj", marks=pytest.mark.slow),
+        ("local", "self_attn.groupnorm", 1.011),
+        pytest.param("local", "mlp.down_proj", 1.015, marks=pytest.mark.slow),
+        pytest.param("free", "self_attn.v_proj", 1.011, marks=pytest.mark.slow),
     ],
 )
-def test_one_percent_in_bfloat16(point: str, mode: str) -> None:
+def test_a_factor_near_one_in_bfloat16(point: str, mode: str, factor: float) -> None:
     mine, ref = clean()
     path = f"model.layers.0.{point}"
     assert not first_divergence(mine, ref, mode=mode)
-    wrong = {**mine, path: (1.011 * mine[path].astype(np.float32)).astype(KINDS["bfloat16"])}
+    wrong = {**mine, path: (factor * mine[path].astype(np.float32)).astype(KINDS["bfloat16"])}
     found = first_divergence(wrong, ref, mode=mode)
     assert found.path == path
     assert found.first.what.startswith("equal up to the factor 1.01")
