@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
+from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES
 from refdiff.errors import CheckpointError
 from refdiff.files import (
     check_name,
@@ -32,7 +33,7 @@ from refdiff.files import (
     write_json,
 )  # fmt: skip
 from refdiff.generation.tokenizer.config import read_tokenizer_config
-from refdiff.hub import CONFIG, TOKENIZER, snapshot
+from refdiff.hub import snapshot
 from tests.model.models import small_model
 
 HOSTILE = {
@@ -234,7 +235,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
         check_name(tmp_path, name)
 
 
-@pytest.mark.parametrize("name", [*CONFIG, *TOKENIZER, "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize("name", [*CONFIG_FILES, *TOKENIZER_FILES, "model-00001-of-00002.safetensors"])
 def test_links_out_of_a_local_folder_are_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("{}")
     folder = tmp_path / "checkpoint"
@@ -271,7 +272,7 @@ def test_a_folder_of_very_many_templates_is_not_gone_through(tmp_path: Path, mon
     for number in range(3):
         (tmp_path / "additional_chat_templates" / f"{number}.jinja").touch()
     assert snapshot(tmp_path) == tmp_path
-    monkeypatch.setattr("refdiff.hub.download._MAX_FILES", 2)
+    monkeypatch.setattr("refdiff.checkpoint_files.MAX_FILES", 2)
     with pytest.raises(CheckpointError, match=r"has more than 2 files additional_chat_templates/\*, expected fewer"):
         snapshot(tmp_path)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refdiff.checkpoint_files import OTHER_TOKENIZER_FILES, TOKENIZER_FILES
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
 from refdiff.cli.output_files import check_folder
@@ -56,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     of the files, which the system keeps mapped as long as it has room, memory is for a few copies of one layer's
     attention in float64, or of the largest other array where it is not stored in the type that is written.
     """
-    from refdiff import hub
     from refdiff.convert import convert_later, prove
     from refdiff.files import copy_file
     from refdiff.generation.chat_template import NAMED_TEMPLATES
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         )
     _refuse_taken(output)
     check_folder("OUTPUT", output)
-    folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
+    folder = fetch(args.model, args, also=OTHER_TOKENIZER_FILES)
     config = DiffLlamaConfig.from_pretrained(folder)
     architecture = weights.architecture_of(config)
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         _refuse_what_differs(proof)
         with waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output) as new:
             weights.save(new, *after, architecture, dtype=dtype)
-            for pattern in ("generation_config.json", *hub.TOKENIZER, *hub.OTHER_TOKENIZERS, NAMED_TEMPLATES):
+            for pattern in ("generation_config.json", *TOKENIZER_FILES, *OTHER_TOKENIZER_FILES, NAMED_TEMPLATES):
                 for path in folder.glob(pattern):
                     copy = new / path.relative_to(folder)
                     copy.parent.mkdir(exist_ok=True)

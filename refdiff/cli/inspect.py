@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES
 from refdiff.cli.flags import add_common, add_model
 from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.parser import Parser
@@ -64,7 +65,7 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
     """
     from refdiff import hub
 
-    files = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
+    files = (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES)
     found = find_checkpoint(path_or_repo, quiet=True)  # the report names it
     with hub.outline(found, files=files, local_files_only=offline) as folder:
         return {"checkpoint": found, **_describe(folder)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff import bundled
+from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, last_checkpoint
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.terminal import AFTER, note, one_line, waiting
 from refdiff.files import expand_home
@@ -60,7 +61,7 @@ def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path
     from refdiff import hub
     from refdiff.model.config import DiffLlamaConfig
 
-    found, files = find_checkpoint(name, quiet=args.quiet), (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *also)
+    found, files = find_checkpoint(name, quiet=args.quiet), (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES, *also)
     with waiting(f"asking the hub for {found}", quiet=args.quiet) as answered:
         return hub.snapshot(
             found,
@@ -83,9 +84,8 @@ def find_checkpoint(name: str, *, quiet: bool = False) -> str:
     folder = named_folder(name)
     if folder is None or (folder / "config.json").exists():
         return name
-    from refdiff import hub
 
-    if (last := hub.last_checkpoint(folder)) != folder:
+    if (last := last_checkpoint(folder)) != folder:
         if not quiet:
             note(f"refdiff: {name}: a training run; using its last checkpoint, {last.name}")
         return str(last)

@@ -209,7 +209,7 @@ def _name_options_in_errors(args: argparse.Namespace) -> Iterator[None]:
 @contextmanager
 def _remove_corpus_on_failure(out: Path) -> Iterator[None]:
     """Delete the corpus of a run that fails before its first checkpoint, so that it can be started anew."""
-    from refdiff.hub.download import checkpoints
+    from refdiff.checkpoint_files import checkpoints
 
     try:
         yield
@@ -247,7 +247,7 @@ def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, qui
     try:
         return _run_with_progress(trainer, plot, stop, quiet=quiet)
     except KeyboardInterrupt:
-        from refdiff.hub.download import checkpoints
+        from refdiff.checkpoint_files import checkpoints
 
         saved = checkpoints(trainer.out)
         then = f"--resume continues at step {saved[-1][0]}" if saved else "nothing was written"
@@ -325,7 +325,7 @@ def _check_memory(needed: int, then: str) -> None:
 
 
 def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
-    from refdiff.hub.download import checkpoints
+    from refdiff.checkpoint_files import checkpoints
     from refdiff.training.data import Corpus
     from refdiff.training.train import Trainer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff import hub
+from refdiff.checkpoint_files import CONFIG_FILES
 from refdiff.files import output_folder, read_json, write_json
 from refdiff.generation.options import LEFT_OUT, NAMES, OBJECTS, check_value
 
@@ -72,7 +73,7 @@ class GenerationConfig(dict[str, Any]):
         """
         folder = hub.snapshot(
             pretrained_model_name_or_path,
-            files=hub.CONFIG,
+            files=CONFIG_FILES,
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,

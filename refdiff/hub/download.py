@@ -5,34 +5,17 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-from refdiff import bundled
 from refdiff.browser import require
+from refdiff.checkpoint_files import CONFIG_FILES, INDEX, MAX_FILES, SINGLE, WEIGHT_FILES, local_folder, read_weight_map
 from refdiff.errors import CheckpointError, MissingFileError
-from refdiff.files import check_name, expand_home, follow, kind_of_file, read_json
 from refdiff.hub.explain import explain, explain_errors, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, call_bounded, download
-from refdiff.messages import show_value, warn
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-CONFIG = ("config.json", "generation_config.json")
-WEIGHTS = (SINGLE, INDEX, "model-*.safetensors")
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-"""The tokenizer in older formats, for other programs; refdiff does not read them."""
+from refdiff.messages import warn
 
 
 class HubOptions(TypedDict, total=False):
@@ -54,8 +37,6 @@ class HubOptions(TypedDict, total=False):
 
 
 ARGUMENTS = tuple(HubOptions.__annotations__)
-_TEMPLATES = "additional_chat_templates"
-_MAX_FILES = 1_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -64,7 +45,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 def snapshot(
     path_or_repo: str | os.PathLike[str],
     *,
-    files: Sequence[str] = CONFIG,
+    files: Sequence[str] = CONFIG_FILES,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -80,8 +61,8 @@ def snapshot(
 
     The string `"bundled"` is the package's own model; `"./bundled"` is a folder, as any `Path` is.
 
-    `files` are the names or patterns to download: `CONFIG`, `WEIGHTS`, `TOKENIZER`, or any of them added together. With
-    `WEIGHTS`, the file `model.safetensors` is downloaded, or where there is none, the shards that
+    `files` are the names or patterns to download: `CONFIG_FILES`, `WEIGHT_FILES`, `TOKENIZER_FILES`, or any of them
+    added together. With `WEIGHT_FILES`, `model.safetensors` is downloaded, or where there is none, the shards that
     `model.safetensors.index.json` names; never a pickle. Files that the repo lacks are left out, except `config.json`
     and the weights. After a lost connection a download resumes, and an incomplete file is never kept. If the hub does
     not answer, files downloaded earlier are used, with a warning. On a terminal, `progress` shows a bar for each file.
@@ -150,7 +131,7 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
     Raises:
         CheckpointError: the repo has no `config.json`, no weights, or not all shards.
     """
-    plain = [pattern for pattern in files if pattern not in WEIGHTS]
+    plain = [pattern for pattern in files if pattern not in WEIGHT_FILES]
     chosen = [name for pattern in plain for name in sorted(names) if _matches(name, pattern)]
     tokenizer_alone = SINGLE not in files and "tokenizer.json" in chosen
     if "config.json" in files and "config.json" not in chosen and not tokenizer_alone:
@@ -159,95 +140,9 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
         chosen += _choose_weights(names, what, fetch)
     if not chosen:
         raise CheckpointError(f"{what}: has none of {', '.join(files)}, but {_examples(names)}")
-    if len(chosen) > _MAX_FILES:
-        raise CheckpointError(f"{what}: has {len(chosen):,} files to download, expected at most {_MAX_FILES:,}")
+    if len(chosen) > MAX_FILES:
+        raise CheckpointError(f"{what}: has {len(chosen):,} files to download, expected at most {MAX_FILES:,}")
     return list(dict.fromkeys(chosen))
-
-
-def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
-    """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`.
-
-    The string `"bundled"` is the package's own model. For the folder of a training run, its last checkpoint is
-    returned.
-    """
-    if not isinstance(path_or_repo, str | os.PathLike):
-        raise TypeError(f"path_or_repo: got {path_or_repo!r}, expected a folder or the id of a hub repo")
-    if path_or_repo == bundled.NAME:
-        return bundled.FOLDER
-    text = os.fspath(path_or_repo)
-    if re.match(r"(?:https?|hf)://", text):
-        raise CheckpointError(f"{text[:200]}: is a web address; give the repo id in it, such as user/name")
-    if text.lower().endswith(".gguf"):
-        raise CheckpointError(
-            f"{text[:200]}: GGUF is not read; give the folder or the hub repo that has the model as safetensors"
-        )
-    if "\0" in text or not text:
-        raise CheckpointError(f"{ascii(text)[:200]}: neither a folder nor a repo id")
-    path = expand_home(text)
-    try:
-        if path.is_dir():
-            path = last_checkpoint(path)
-            for pattern in (*CONFIG, *WEIGHTS, *TOKENIZER, _TEMPLATES, f"{_TEMPLATES}/*"):
-                for count, file in enumerate(path.glob(pattern), 1):
-                    follow(path, file)
-                    if count > _MAX_FILES:
-                        raise CheckpointError(f"{path}: has more than {_MAX_FILES:,} files {pattern}, expected fewer")
-            return path
-        mode = path.stat().st_mode if path.exists() else 0
-    except OSError as error:
-        raise CheckpointError(f"{text[:200]}: cannot be read: {error.strerror}") from None
-    if stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: is a file; give the folder that it is in")
-    if mode:
-        raise CheckpointError(f"{path}: neither a folder nor a regular file, but {kind_of_file(mode)}; name another")
-    is_path = isinstance(path_or_repo, os.PathLike) or text.startswith((".", "/", "~")) or text.endswith("/")
-    if is_path or text.count("/") > 1 or ":" in text or "\\" in text:
-        raise MissingFileError(f"{path}: no such folder")
-    return None
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """Return the last checkpoint of a training run's folder, and any other folder as it is.
-
-    Raises:
-        CheckpointError: it is a link that leads out of the folder.
-    """
-    if (folder / "config.json").exists():
-        return folder
-    steps = checkpoints(folder)
-    if not steps:
-        return folder
-    _, last = steps[-1]
-    follow(folder, last)
-    return last
-
-
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """List (step, folder) of all checkpoints in the folder of a training run, the last one last.
-
-    Their names are step-000001 and so on. A folder named step-1 is not one of them, so `training` does not delete it.
-    """
-    found = ((re.fullmatch(r"step-(\d{6,})", path.name), path) for path in run.glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Read the index of a checkpoint of several files: tensor name → name of the file in the same folder.
-
-    Raises:
-        CheckpointError: it is not JSON, or not a map of names to safetensors files; the message names the index.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map: got {show_value(weight_map)}, expected tensor → file name")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index}: weight_map: got {show_value(name)} for {show_value(tensor)}, expected the name of a "
-                "safetensors file"
-            )
-        check_name(index.parent, name)
-    return weight_map
 
 
 def _download(

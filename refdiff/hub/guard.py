@@ -6,13 +6,9 @@ Inside `call_bounded`, every answer is checked before huggingface_hub acts on it
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import logging
 import math
 import queue
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,14 +21,10 @@ from urllib.parse import urljoin, urlsplit
 SECONDS = 120.0  # for one call, without the time for a file's bytes
 BYTES_PER_SECOND = 20_000  # the slowest connection that a deadline allows for
 STALLED, PROGRESS = 30.0, 30_000  # seconds for an answer to begin, and then for so many bytes, or its end
-MAX_RETRY_AFTER = 30
 MAX_INFO, MAX_ERROR, MAX_JSON, MAX_TOKENIZER = 4_000_000, 1_000_000, 10_000_000, 500_000_000  # bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40,64})"?')
-_UNFINISHED = re.compile(r"[0-9a-f]{40,64}\.[0-9a-f]{8}\.incomplete")
-_UNFINISHED_SECONDS = 600  # without a new byte; a connection times out after 10
-_WRONG_HASH = "the downloaded file has another SHA-256 than the hub stated"
+_ETAG = re.compile(r'(?:W/)?"?[0-9a-f]{40,64}"?')
 _T = TypeVar("_T")
 
 
@@ -42,12 +34,9 @@ class BadAnswerError(ConnectionError):
 
 @dataclass
 class Limits:
-    """The limits for the answers to one call, and the file's ETag from them."""
+    """The limits for the answers to one call."""
 
     max_bytes: int
-    free_bytes: int = 2**63
-    etag: str = ""
-    verified: bool = False
     deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
     step: float = math.inf
 
@@ -62,35 +51,11 @@ _limits: ContextVar[Limits | None] = ContextVar("limits", default=None)
 def download(
     repo: str, name: str, *, revision: str, cache_dir: str | None, token: str | bool | None = None, force: bool = False
 ) -> Path:
-    """Download a file into huggingface_hub's cache, unless it is there; return its path.
+    """Download a file into huggingface_hub's cache, unless it is there; return its path."""
+    from huggingface_hub import hf_hub_download
 
-    A new file whose ETag is a SHA-256 is checked against it: while it arrives, or once complete if it arrived in parts.
-    """
-    from huggingface_hub import constants, hf_hub_download
-
-    cache = Path(cache_dir or constants.HF_HUB_CACHE)
-    sweep(cache / f"models--{repo.replace('/', '--')}" / "blobs")
-    place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    limits = Limits(_max_bytes(name), shutil.disk_usage(place).free)
     options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token, "force_download": force}
-    path = Path(call_bounded(lambda: hf_hub_download(repo, name, **options), limits))
-    if len(limits.etag) == 64 and not limits.verified:  # a SHA-256, from an answer to this call
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != limits.etag:
-                path.resolve().unlink()
-                path.unlink(missing_ok=True)
-                raise BadAnswerError(_WRONG_HASH)
-    return path
-
-
-def sweep(blobs: Path) -> None:
-    """Delete the leftovers of killed downloads, which huggingface_hub does not resume."""
-    for path in blobs.glob("*.incomplete"):
-        try:
-            if _UNFINISHED.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _UNFINISHED_SECONDS:
-                path.unlink()
-        except OSError:  # another process was faster, or deleting is not allowed
-            continue
+    return Path(call_bounded(lambda: hf_hub_download(repo, name, **options), Limits(_max_bytes(name))))
 
 
 def call_bounded(call: Callable[[], _T], limits: Limits) -> _T:
@@ -150,15 +115,8 @@ def _install() -> None:
         }
         return client
 
-    for module in ("file_download", "utils._http"):
-        logging.getLogger(f"huggingface_hub.{module}").addFilter(_is_no_retry)
     make_checked_client.is_checked = True  # type: ignore[attr-defined]
     set_client_factory(make_checked_client)
-
-
-def _is_no_retry(record: logging.LogRecord) -> bool:
-    """Filter out a line for each retry: the error says why the last one failed."""
-    return _limits.get() is None or record.funcName not in ("http_get", "_http_backoff_base")
 
 
 def _check_request(request: Any) -> None:
@@ -187,11 +145,12 @@ def _check_response(response: Any) -> None:
             headers.pop("ETag", None)
         else:
             _check_file(limits, headers, is_redirect=response.status_code >= 300)
-    if "Retry-After" in headers or response.status_code == 429:
-        seconds = headers.get("Retry-After", "")
-        headers["Retry-After"] = str(min(int(seconds), MAX_RETRY_AFTER) if re.fullmatch(r"\d{1,9}", seconds) else 1)
-        headers.pop("RateLimit", None)  # it also says how long to wait
-    _bound_body(response, limits)
+    for name in ("Retry-After", "RateLimit"):  # a pause of days; huggingface_hub's own pauses are seconds
+        headers.pop(name, None)
+    encoding = headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        raise BadAnswerError(f"the answer is encoded as {ascii(encoding)[:40]}")
+    _bound_body(response, limits, limits.max_bytes if response.status_code in (200, 206) else MAX_ERROR)
 
 
 def _check_file(limits: Limits, headers: Any, *, is_redirect: bool) -> None:
@@ -199,16 +158,12 @@ def _check_file(limits: Limits, headers: Any, *, is_redirect: bool) -> None:
     from huggingface_hub import constants
 
     etag = headers.get("X-Linked-Etag") or headers.get("ETag") or ""
-    match = _ETAG.fullmatch(etag)
-    if match is None:
+    if not _ETAG.fullmatch(etag):
         raise BadAnswerError(f"the ETag {ascii(etag)[:80]} is not a hash")
-    limits.etag = match[1]
     size = headers.get("X-Linked-Size") or (None if is_redirect else headers.get("Content-Length"))
     if size is not None:
         if not re.fullmatch(r"\d{1,18}", size) or int(size) > limits.max_bytes:
             raise BadAnswerError(f"the file has {ascii(size)[1:-1][:40]} bytes, expected at most {limits.max_bytes:,}")
-        if int(size) > limits.free_bytes:
-            raise OSError(errno.ENOSPC, "No space left on device")
         limits.max_bytes = int(size)
         limits.deadline += int(size) / BYTES_PER_SECOND
     if urlsplit(constants.ENDPOINT).hostname != "huggingface.co":
@@ -216,50 +171,28 @@ def _check_file(limits: Limits, headers: Any, *, is_redirect: bool) -> None:
         headers.pop("X-Xet-Hash", None)
 
 
-def _bound_body(response: Any, limits: Limits) -> None:
-    """Raise an error when the body exceeds the limits, or is compressed."""
-    encoding = response.headers.get("Content-Encoding", "identity").lower()
-    if encoding != "identity":
-        raise BadAnswerError(f"the answer is encoded as {ascii(encoding)[:40]}")
+def _bound_body(response: Any, limits: Limits, max_bytes: int) -> None:
+    """Raise an error when the body exceeds the limits."""
     inner = response.stream
-    max_bytes = limits.max_bytes if response.status_code in (200, 206) else MAX_ERROR
-    whole = response.status_code == 200 and response.request.method == "GET"
-    verified = whole and len(limits.etag) == 64
 
     class Stream(next(kind for kind in type(inner).__mro__ if kind.__name__ == "SyncByteStream")):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
-            chunks = _count_bytes(inner, limits, max_bytes)
-            return _verify(chunks, limits) if verified else chunks
+            count = counted = 0
+            limits.step = time.monotonic() + STALLED
+            for chunk in inner:
+                _check_time(limits)
+                count += len(chunk)
+                if count > max_bytes:
+                    raise BadAnswerError(f"the answer is longer than {max_bytes:,} bytes")
+                if count - counted >= PROGRESS:
+                    counted, limits.step = count, time.monotonic() + STALLED
+                yield chunk
+            limits.step = math.inf
 
         def close(self) -> None:
             inner.close()
 
     response.stream = Stream()
-
-
-def _count_bytes(chunks: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterator[bytes]:
-    count = counted = 0
-    limits.step = time.monotonic() + STALLED
-    for chunk in chunks:
-        _check_time(limits)
-        count += len(chunk)
-        if count > max_bytes:
-            raise BadAnswerError(f"the answer is longer than {max_bytes:,} bytes")
-        if count - counted >= PROGRESS:
-            counted, limits.step = count, time.monotonic() + STALLED
-        yield chunk
-    limits.step = math.inf
-
-
-def _verify(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
-    """Yield a file, and raise before its end if its hash is wrong: huggingface_hub then keeps none of it."""
-    found = hashlib.sha256()
-    for chunk in chunks:
-        found.update(chunk)
-        yield chunk
-    if found.hexdigest() != limits.etag:
-        raise BadAnswerError(_WRONG_HASH)
-    limits.verified = True
 
 
 def _check_time(limits: Limits) -> None:

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from refdiff.checkpoint_files import INDEX, WEIGHT_FILES
 from refdiff.errors import CheckpointError
-from refdiff.hub.download import INDEX, WEIGHTS, choose, list_repo, snapshot
+from refdiff.hub.download import choose, list_repo, snapshot
 from refdiff.hub.explain import explain_errors
 from refdiff.hub.guard import BadAnswerError, Limits, call_bounded, download
 
@@ -48,7 +49,7 @@ def outline(
         yield folder
         return
     repo = str(path_or_repo)
-    others = snapshot(path_or_repo, files=[name for name in files if name not in WEIGHTS])
+    others = snapshot(path_or_repo, files=[name for name in files if name not in WEIGHT_FILES])
     with explain_errors(repo):
         names, commit = list_repo(repo, others.name)
     with tempfile.TemporaryDirectory(prefix=f"outline-{repo.replace('/', '--')}-") as temporary:
@@ -64,7 +65,7 @@ def outline(
                 cached = download(repo, name, revision=commit, cache_dir=None)
                 return Path(shutil.copyfile(cached, target / name))
 
-        for name in choose(names, WEIGHTS, repo, fetch):
+        for name in choose(names, WEIGHT_FILES, repo, fetch):
             if name != INDEX:
                 with explain_errors(f"{repo}: {name}"), (target / name).open("wb") as file:
                     _write_outline(file, repo, name, commit)

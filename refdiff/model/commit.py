@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from refdiff.checkpoint_files import INDEX, OTHER_TOKENIZER_FILES, SINGLE, TOKENIZER_FILES
 from refdiff.errors import CheckpointError
 from refdiff.files import MAX_JSON, lock, read_bytes, read_json, write_json
-from refdiff.hub.download import INDEX, OTHER_TOKENIZERS, SINGLE, TOKENIZER
 
 PENDING = ".refdiff-save"
 _LIST = "files.json"
 _CONFIGS = ("config.json", "generation_config.json")
-_COPIED = (*TOKENIZER, *OTHER_TOKENIZERS, "additional_chat_templates")
+_COPIED = (*TOKENIZER_FILES, *OTHER_TOKENIZER_FILES, "additional_chat_templates")
 """What a conversion writes beside a model's own files."""
 _ENTRIES = (SINGLE, INDEX)
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

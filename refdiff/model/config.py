@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from refdiff import bundled, hub
+from refdiff.checkpoint_files import CONFIG_FILES
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, read_json, write_json
 from refdiff.messages import list_problems, refuse_arguments, show_value, warn
@@ -156,7 +157,7 @@ class DiffLlamaConfig(RefusedNames):
         refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS}, [*hub.ARGUMENTS, *FIELDS])
         path = Path(pretrained_model_name_or_path)
         if pretrained_model_name_or_path == bundled.NAME or not path.is_file():
-            path = hub.snapshot(pretrained_model_name_or_path, files=hub.CONFIG, **where) / "config.json"
+            path = hub.snapshot(pretrained_model_name_or_path, files=CONFIG_FILES, **where) / "config.json"
         finish(path.parent)
         values = read_json(path)
         if "num_labels" in options:

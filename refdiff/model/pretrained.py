@@ -18,6 +18,7 @@ import numpy as np
 from refdiff import hub
 from refdiff.arrays import Array, backend, check_device, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
+from refdiff.checkpoint_files import CONFIG_FILES, WEIGHT_FILES
 from refdiff.errors import CheckpointError
 from refdiff.files import read_optional_json
 from refdiff.messages import refuse_arguments
@@ -162,7 +163,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         stored = keep_half(weights, xp, kernels)
         folder = hub.snapshot(
             pretrained_model_name_or_path,
-            files=hub.CONFIG + hub.WEIGHTS,
+            files=CONFIG_FILES + WEIGHT_FILES,
             check=DiffLlamaConfig.from_pretrained,
             **where,
         )

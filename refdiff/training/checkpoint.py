@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.browser import require
+from refdiff.checkpoint_files import checkpoints
 from refdiff.errors import CheckpointError
 from refdiff.files import (
     MAX_JSON,
@@ -35,7 +36,6 @@ from refdiff.files import (
     write_atomically,
     write_json,
 )
-from refdiff.hub.download import checkpoints
 from refdiff.model.commit import sync_folder
 from refdiff.model.weights.safetensors_file import write_safetensors
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from refdiff.arrays import Array, from_numpy, namespace, to_numpy
 from refdiff.backends import overlay
-from refdiff.hub.download import checkpoints
+from refdiff.checkpoint_files import checkpoints
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.variants import LAMBDA_VECTORS, VARIANTS

@@ -16,13 +16,14 @@ import pytest
 
 import refdiff
 from refdiff import hub
+from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES
 from refdiff.errors import CheckpointError
 from refdiff.hub.explain import explain
 from refdiff.model import weights
 from refdiff.model.config import DiffLlamaConfig
 from tests.hub.lookalike import TOKEN, Lookalike, model_files, tensors
 
-ALL = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
+ALL = (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES)
 
 
 def sharded_files() -> dict[str, bytes]:
@@ -49,7 +50,7 @@ def test_only_the_files_asked_for_are_fetched(hub_server: Lookalike) -> None:
     assert names(folder) == {"config.json", "generation_config.json"}
     assert (folder / "config.json").read_bytes() == b'{"model_type": "diffllama"}'
     assert not hub_server.asked("/cdn/")
-    assert names(hub.snapshot("ai/model", files=hub.TOKENIZER)) >= {"tokenizer.json"}
+    assert names(hub.snapshot("ai/model", files=TOKENIZER_FILES)) >= {"tokenizer.json"}
     assert hub.snapshot("ai/model", files=ALL) == folder
     assert names(folder) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == tensors(1)
@@ -80,7 +81,7 @@ def test_the_callback_runs_when_the_hub_has_answered(hub_server: Lookalike) -> N
 
 def test_a_sharded_model_is_fetched_by_its_index(hub_server: Lookalike) -> None:
     hub_server.repo("ai/sharded", sharded_files())
-    folder = hub.snapshot("ai/sharded", files=hub.WEIGHTS)
+    folder = hub.snapshot("ai/sharded", files=WEIGHT_FILES)
     assert names(folder) == {
         "model.safetensors.index.json",
         "model-00001-of-00002.safetensors",
@@ -88,7 +89,7 @@ def test_a_sharded_model_is_fetched_by_its_index(hub_server: Lookalike) -> None:
     }
     assert list(weights.headers(folder)) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     hub_server.repo("ai/both", {**sharded_files(), "model.safetensors": tensors(1)})
-    assert names(hub.snapshot("ai/both", files=hub.WEIGHTS)) == {"model.safetensors"}
+    assert names(hub.snapshot("ai/both", files=WEIGHT_FILES)) == {"model.safetensors"}
 
 
 def test_the_second_call_fetches_nothing(hub_server: Lookalike) -> None:
@@ -186,7 +187,7 @@ def test_a_token_and_a_new_download_may_be_asked_for(hub_server: Lookalike) -> N
 def test_an_interrupted_download_resumes_where_it_stopped(hub_server: Lookalike) -> None:
     hub_server.fail("/cdn/", "cut", 7000)
     hub_server.fail("/cdn/", "cut", 5000)
-    folder = hub.snapshot("ai/model", files=hub.WEIGHTS)
+    folder = hub.snapshot("ai/model", files=WEIGHT_FILES)
     assert (folder / "model.safetensors").read_bytes() == tensors(1)
     assert [request.range for request in hub_server.asked("/cdn/")] == [None, "bytes=7000-", "bytes=12000-"]
 
@@ -202,7 +203,7 @@ def test_a_download_that_fails_for_good_leaves_nothing_that_loads(
     assert message.startswith("ai/model: model.safetensors: the connection to http://127.0.0.1:")
     assert "run again; complete files are kept" in message
     assert caught.value.__cause__ is None
-    folder = hub.snapshot("ai/model", files=hub.CONFIG)
+    folder = hub.snapshot("ai/model", files=CONFIG_FILES)
     assert "model.safetensors" not in names(folder)
     assert all(path.stat().st_size < 1000 for path in blobs(tmp_path / "cache"))
     with pytest.raises(CheckpointError, match=r"has neither model\.safetensors .* run once without") as caught:

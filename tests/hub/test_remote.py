@@ -11,14 +11,15 @@ import pytest
 from safetensors.numpy import save
 
 from refdiff import hub
+from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES
 from refdiff.errors import CheckpointError
 from refdiff.hub import remote
 from refdiff.model import weights
 from refdiff.model.weights.folder import open_checkpoint
 from tests.hub.lookalike import Lookalike
 
-ALL = (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER)
-CONFIG = b'{"model_type": "diffllama"}'
+ALL = (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES)
+CONFIG_JSON = b'{"model_type": "diffllama"}'
 
 
 def layer(index: int, size: int = 300) -> dict[str, np.ndarray]:
@@ -30,7 +31,7 @@ def layer(index: int, size: int = 300) -> dict[str, np.ndarray]:
 
 
 def repo_files(*shards: dict[str, np.ndarray]) -> dict[str, bytes]:
-    files = {"config.json": CONFIG, "tokenizer.json": b"{}", "README.md": b""}
+    files = {"config.json": CONFIG_JSON, "tokenizer.json": b"{}", "README.md": b""}
     if len(shards) == 1:
         return {**files, "model.safetensors": save(shards[0])}
     shard_names = [f"model-{index + 1:05}-of-{len(shards):05}.safetensors" for index in range(len(shards))]
@@ -62,7 +63,7 @@ def test_headers_and_vectors_are_there_and_the_rest_is_not(sharded: bool, hub_se
                 np.testing.assert_array_equal(found[name], array)
             else:
                 assert not found[name][-1].any(), "the end of a large tensor was fetched"
-        assert (folder / "config.json").read_bytes() == CONFIG
+        assert (folder / "config.json").read_bytes() == CONFIG_JSON
         assert (folder / "tokenizer.json").read_bytes() == b"{}"
         outlined = weights.headers(folder)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}

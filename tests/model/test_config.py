@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff import hub
+from refdiff.checkpoint_files import CONFIG_FILES
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
@@ -231,10 +232,10 @@ def test_a_repo_is_downloaded_without_its_weights(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(hub, "snapshot", snapshot)
     config = DiffLlamaConfig.from_pretrained("some/repo", revision="abc", cache_dir=tmp_path, local_files_only=True)
     assert config.hidden_size == 32
-    options = {"files": hub.CONFIG, "revision": "abc", "cache_dir": tmp_path, "local_files_only": True}
+    options = {"files": CONFIG_FILES, "revision": "abc", "cache_dir": tmp_path, "local_files_only": True}
     assert calls.pop() == ("some/repo", options)
     DiffLlamaConfig.from_pretrained("some/repo")
-    assert calls == [("some/repo", {"files": hub.CONFIG})]
+    assert calls == [("some/repo", {"files": CONFIG_FILES})]
 
 
 ANY_JSON = st.recursive(

@@ -10,6 +10,7 @@ import pytest
 import refdiff
 from refdiff import hub
 from refdiff.backends import overlay
+from refdiff.checkpoint_files import CONFIG_FILES, WEIGHT_FILES
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_config, small_model
 
@@ -178,7 +179,7 @@ def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
     check = refdiff.DiffLlamaConfig.from_pretrained
     for given in (options, {}):
         KIND.from_pretrained("some/repo", **given)
-        assert calls[0] == ("some/repo", {"files": hub.CONFIG + hub.WEIGHTS, "check": check, **given})
+        assert calls[0] == ("some/repo", {"files": CONFIG_FILES + WEIGHT_FILES, "check": check, **given})
         calls.clear()
 
 

@@ -112,12 +112,12 @@ class Tokenizer(Vocabulary, RefusedNames):
             CheckpointError: a file is missing, broken, or not a tokenizer; the message names it.
             TypeError: another argument.
         """
-        from refdiff import hub
+        from refdiff import checkpoint_files, hub
 
         known = (*hub.ARGUMENTS, *SETTINGS)
         refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*known}, known)
         settings = {name: options.pop(name) for name in SETTINGS if name in options}
-        files = (*hub.TOKENIZER, "additional_chat_templates/*.jinja", "config.json")
+        files = (*checkpoint_files.TOKENIZER_FILES, "additional_chat_templates/*.jinja", "config.json")
         folder = hub.snapshot(pretrained_model_name_or_path, files=files, **options)
         config = read_tokenizer_config(folder)
         if found := templates.read_files(folder):

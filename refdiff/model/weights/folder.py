@@ -6,9 +6,9 @@ import os
 from functools import partial
 from pathlib import Path
 
+from refdiff.checkpoint_files import INDEX, SINGLE, read_weight_map
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name
-from refdiff.hub.download import INDEX, SINGLE, read_weight_map
 from refdiff.messages import list_problems, show_value
 from refdiff.model.commit import read_consistently
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.browser import require
+from refdiff.checkpoint_files import INDEX, SINGLE
 from refdiff.files import output_folder, write_json
-from refdiff.hub.download import INDEX, SINGLE
 from refdiff.model.commit import PENDING, is_pending, replacing
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import check_parameters, count_parameters, flatten, stored_architecture, stored_name

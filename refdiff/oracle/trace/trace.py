@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
 from refdiff.backends import ops_for, overlay
+from refdiff.checkpoint_files import last_checkpoint
 from refdiff.errors import CheckpointError
-from refdiff.hub.download import last_checkpoint
 from refdiff.messages import show_value
 from refdiff.model.commit import is_pending
 from refdiff.model.config import DiffLlamaConfig
