@@ -1,6 +1,7 @@
 """`python -m refdiff`, and the `refdiff` command."""
 
 import _signal as signal  # type: ignore[import-not-found]  # `signal` wraps it, but imports more modules
+import faulthandler
 import sys
 
 
@@ -14,6 +15,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from refdiff.cli import main as run
 
+    faulthandler.enable(2)  # SIGBUS: a memory-mapped file was cut short while it was read
     try:
         signal.signal(signal.SIGINT, handler)
         return run()

@@ -6,23 +6,15 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from refdiff import bundled
 from refdiff.cli.flags import UsageError
 from refdiff.cli.parser import build_parser
-from refdiff.cli.process import (
-    capture_panics,
-    discard_output,
-    exit_on_signals,
-    explain_bus_errors,
-    interrupted,
-    open_streams,
-    remember_ctrl_c,
-    warnings_in_one_line,
-)
+from refdiff.cli.process import discard_output, exit_on_signals, open_streams, silence_panics, warnings_in_one_line
 from refdiff.cli.terminal import format_error, name_flags, note
 from refdiff.errors import CheckpointError
 from refdiff.messages import did_you_mean
@@ -41,28 +33,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C; 141 when the reader of the output has closed it; 143 after SIGTERM.
     """
     open_streams()
-    with exit_on_signals() as signalled, remember_ctrl_c() as pressed:
-        return _run(argv, pressed, signalled)
+    with exit_on_signals() as received:
+        return _run(argv, received)
 
 
-def _run(argv: Sequence[str] | None, pressed: Callable[[], bool], signalled: Callable[[], int]) -> int:
+def _run(argv: Sequence[str] | None, received: Sequence[int]) -> int:
     args = argparse.Namespace(command=None)
     try:
         return _run_command(argv, args)
-    except KeyboardInterrupt:
-        interrupted()
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         discard_output()
         return EXIT_CLOSED_PIPE
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a Rust library is no Exception
-        if _interrupted(error) or (isinstance(error, ImportError) and pressed()):
-            interrupted()
+        if received and received[-1] != signal.SIGINT:
+            return 128 + received[-1]
+        if isinstance(error, KeyboardInterrupt) or (received and isinstance(error, ImportError | RuntimeError)):
+            discard_output()
+            note("refdiff: interrupted")
             return EXIT_INTERRUPTED
-        if status := signalled():
-            return status
         if getattr(args, "debug", False):
             raise
         _print_error(error, args)
@@ -77,8 +67,7 @@ def _run_command(argv: Sequence[str] | None, args: argparse.Namespace) -> int:
         sys.stdout.write(parser.format_brief())
         sys.stdout.flush()
         return 0
-    hint = ", or add --no-mmap" if hasattr(args, "no_mmap") else ""
-    with warnings_in_one_line(), capture_panics(), explain_bus_errors(args.command, _failure(args.command), hint):
+    with warnings_in_one_line(), silence_panics():
         status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
         sys.stdout.flush()
         return status
@@ -113,12 +102,3 @@ def _models_beside(folder: Path) -> list[str]:
     """Return the names that may have been meant by a folder that is not there."""
     beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
     return [bundled.NAME, *(str(path) for path in beside if path.is_dir())]
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C caused an error: an import that it interrupts may raise another one."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

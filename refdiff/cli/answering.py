@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff import bundled
 from refdiff.cli.flags import Number, UsageError
-from refdiff.cli.process import interruptible
 from refdiff.limits import FAR_BEYOND, OPTIONS
 
 if TYPE_CHECKING:
@@ -90,9 +89,7 @@ def encode(
         if tokens * 0.99 > _most_tokens(model):  # a word that is cut may have a token more than the whole one
             raise _far_beyond(model, tokens, f" in its first {end:,} characters")
         start, end = end, end + _PART
-    ids = (
-        tokenizer.encode(text, **more) if len(text) <= _PART else interruptible(lambda: tokenizer.encode(text, **more))
-    )
+    ids = tokenizer.encode(text, **more)
     if len(ids) > _most_tokens(model):
         raise _far_beyond(model, len(ids))
     return text, ids

@@ -20,7 +20,7 @@ from refdiff.cli.flags import Number, UsageError, add_backend, add_common, add_d
 from refdiff.cli.loading import limit_threads
 from refdiff.cli.output_files import check_file, check_folder, write_picture
 from refdiff.cli.parser import Parser
-from refdiff.cli.process import ctrl_c_calls
+from refdiff.cli.process import handle_signals
 from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
@@ -231,7 +231,7 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
         start = b"\r\x1b[K" if os.isatty(2) else b"\n"  # in place of the bar
         os.write(2, start + b"refdiff train: saving a checkpoint after this step; Ctrl-C again stops without\n")
 
-    with ctrl_c_calls(ask):
+    with handle_signals(ask, "SIGINT"):
         yield lambda: bool(asked)
 
 

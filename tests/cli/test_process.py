@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,18 +135,12 @@ def test_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 @pytest.mark.parametrize(
-    ("arguments", "command", "unbuffered"),
-    [
-        ("inspect {}", "refdiff inspect", ""),
-        ("help train", "refdiff help", ""),
-        ("", "refdiff", "1"),
-        ("generate -h", "refdiff generate", "1"),
-    ],
+    ("arguments", "command"),
+    [("inspect {}", "refdiff inspect"), ("help train", "refdiff help"), ("generate -h", "refdiff generate")],
 )
 def test_output_that_cannot_be_written_is_one_line_and_status_1(
-    arguments: str, command: str, unbuffered: str, reciting: Path, environment: dict[str, str], start: Start
+    arguments: str, command: str, reciting: Path, start: Start
 ) -> None:
-    environment["PYTHONUNBUFFERED"] = unbuffered
     with Path("/dev/full").open("wb") as full:
         process = start(*arguments.format(reciting).split(), stdout=full.fileno())
         _, err = process.communicate(timeout=120)
@@ -197,14 +190,6 @@ main()
 """
 
 
-class _Signalled:
-    def __init__(self, number: signal.Signals) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        signal.raise_signal(self.number)
-
-
 SIGNALS = pytest.mark.parametrize(
     ("number", "ends"),
     [
@@ -232,32 +217,6 @@ def test_a_signal_that_ends_an_import_ends_the_command(
     assert cli("inspect") == ends
 
 
-@pytest.mark.parametrize("busy", [0, 0.3])
-@SIGNALS
-def test_a_signal_in_a_finalizer_ends_the_command(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str], busy: float
-) -> None:
-    """Python drops what a finalizer raises, and prints its traceback; on a busy machine a thread starts slowly."""
-    begin = threading.Thread.start
-
-    def start(thread: threading.Thread) -> None:
-        begin(thread)
-        time.sleep(busy)
-
-    def run(args: object) -> int:
-        _Signalled(number)
-        time.sleep(30)
-        return 0
-
-    monkeypatch.setattr("refdiff.cli.inspect.run", run)
-    monkeypatch.setattr(threading.Thread, "start", start)
-    try:
-        found = cli("inspect")
-    except SystemExit as left:
-        found = (int(str(left)), "", "")
-    assert found == ends
-
-
 def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], tmp_path: Path) -> None:
     """Before it is, nothing but the entry module is imported: a traceback can come from Python's own start alone."""
     done = subprocess.run(
@@ -265,7 +224,7 @@ def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], 
     )
     *early, version = done.stdout.splitlines()
     assert version.startswith("refdiff ")
-    assert set(early) <= {"refdiff", "refdiff.__main__", "_signal"}
+    assert set(early) <= {"refdiff", "refdiff.__main__", "_signal", "faulthandler"}
 
 
 def test_a_slow_step_is_shown_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
@@ -349,7 +308,7 @@ def test_generate_loads_nothing_that_a_first_token_does_not_need(
 PROGRAM = """
 import os, sys
 import refdiff.cli.generate as module
-from refdiff.cli import main
+from refdiff.__main__ import main
 
 def changed(*args, load=module.load, **options):
     result = load(*args, **options)
@@ -357,20 +316,17 @@ def changed(*args, load=module.load, **options):
     return result
 
 module.load = changed
-sys.exit(main(["generate", "-m", "model", "h"]))
+sys.argv = ["refdiff", "generate", "-m", "model", "h"]
+sys.exit(main())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of mapped files are read from /proc")
-def test_a_checkpoint_that_is_cut_short_while_it_is_read_is_named(
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not let a mapped file be cut short")
+def test_a_checkpoint_that_is_cut_short_while_it_is_read_ends_the_process_with_a_report(
     environment: dict[str, str], reciting: Path, here: Path
 ) -> None:
     shutil.copytree(reciting, here / "model")
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(
-        r"refdiff generate: error: \S*model/model.safetensors: was cut short or overwritten while it was in use; write "
-        r"a new file beside it and rename that, or add --no-mmap\n",
-        done.stderr,
-    )
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "")
+    assert "Fatal Python error: Bus error" in done.stderr

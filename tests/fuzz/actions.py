@@ -18,7 +18,7 @@ from random import Random
 
 import refdiff
 from refdiff.cli import main
-from refdiff.cli.process import capture_panics
+from refdiff.cli.process import silence_panics
 from refdiff.oracle import first_divergence, golden, read_trace
 from tests.model.models import VARIANT_NAMES
 
@@ -76,7 +76,7 @@ def forward(folder: Path, rng: Random) -> None:
 
 def tokenizer(folder: Path, rng: Random) -> None:
     """Encode and decode."""
-    with capture_panics():  # to a Python program the Rust library prints what it likes
+    with silence_panics():  # to a Python program the Rust library prints what it likes
         read = refdiff.Tokenizer.from_pretrained(folder)
         read.decode(read.encode(TEXT)), read.decode([0, 1, 2, 3])
 
@@ -84,7 +84,7 @@ def tokenizer(folder: Path, rng: Random) -> None:
 def chat(folder: Path, rng: Random) -> None:
     """Fill the chat template."""
     messages = [{"role": "user", "content": "hi"}]
-    with capture_panics():
+    with silence_panics():
         read = refdiff.Tokenizer.from_pretrained(folder)
         read.apply_chat_template(messages, add_generation_prompt=True, tokenize=rng.random() < 0.5)
 
