@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.options import Options
-from refdiff.generation.processors import StepScores
+from refdiff.generation.processors import LogitsProcessors, StepScores
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw_without_replacement, top_indices
 from refdiff.generation.validation import Request
@@ -70,14 +70,14 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     if o.stop_strings is not None and o.pad_token_id is None and B * k > 1:
         raise ValueError("pad_token_id: got none, expected one for several beam results with stop_strings")
     prompt_indices = np.repeat(np.arange(B), n)
-    processors = request.processors(prompt_indices)
+    processors = LogitsProcessors(request)
     streams = request.random_streams(np.arange(B)) if o.do_sample else []
     context = request.context()
     running, done = _start(request)
     improvable = np.ones(B, dtype=bool)
     steps = StepScores(o)
-    agreed = Agreement(request)
 
+    request.emit(np.repeat(request.ids, k, axis=0))
     flat = request.ids[prompt_indices]
     logits = context.read(request.ids)[prompt_indices, -1]
     context.reorder(prompt_indices)
@@ -94,10 +94,8 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
 
         improvable &= _may_improve(running, done, length - prompt_length, request.max_length - prompt_length, o)
         full = done.finished.all(axis=1) if o.early_stopping is True else np.zeros(B, dtype=bool)
-        over = not improvable.any() or bool(full.all()) or bool(hits.all())
-        agreed.advance(running.ids, done, ~improvable | full | over)
         request.progress("text", length - prompt_length, request.max_length - prompt_length)
-        if over:
+        if not improvable.any() or full.all() or hits.all():
             break
         flat = running.ids.reshape(B * n, length)
         logits = context.read(flat)[:, -1]
@@ -105,7 +103,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     lengths = (done.origins[:, :k] >= 0).sum(axis=2)
     generated = int(lengths.max())
     sequences = done.ids[:, :k, : prompt_length + generated].reshape(B * k, -1)
-    agreed.send([ids[sent:] for ids, sent in zip(sequences, agreed.sent, strict=True)])
+    request.emit(sequences[:, prompt_length:])
     return GenerateBeamDecoderOnlyOutput(
         sequences=sequences,
         lengths=prompt_length + lengths.reshape(B * k),
@@ -183,50 +181,3 @@ def _may_improve(running: Beams, done: Beams, generated: int, longest: int, o: O
     worst = np.where(done.finished, done.scores.min(axis=1, keepdims=True), _NO_BEAM)
     result: Flags = (hope > worst).any(axis=1)
     return result
-
-
-class Agreement:
-    """Emits the part of the results that can no longer change, before the search is over.
-
-    This is the longest common prefix of all running beams and the finished texts that would be returned: every later
-    candidate continues a running beam, so it starts with this prefix too. A result that can no longer change is emitted
-    whole.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self._returned = request.options.num_return_sequences
-        self._emit = request.emit
-        prompts = np.repeat(request.ids, self._returned, axis=0)
-        self._emit(prompts)
-        self._prompt_length = prompts.shape[1]
-        self.sent = [self._prompt_length] * len(prompts)
-
-    def advance(self, running: Ids, done: Beams, fixed: Flags) -> None:
-        """Emit what the beams (B, n, T) after a step agree on; `fixed` (B,): results that can no longer change."""
-        new: list[Ids] = []
-        for prompt, beams in enumerate(running):
-            finished = []
-            for rank in range(self._returned):
-                if done.finished[prompt, rank]:
-                    end = self._prompt_length + int((done.origins[prompt, rank] >= 0).sum())
-                    finished.append(done.ids[prompt, rank, :end])
-            sent = self.sent[len(new) : len(new) + self._returned]
-            common = _common_prefix([*beams, *finished], min(sent))
-            for rank in range(self._returned):
-                text = finished[rank] if fixed[prompt] and rank < len(finished) else common
-                new.append(text[sent[rank] :])
-        self.send(new)
-
-    def send(self, new: list[Ids]) -> None:
-        """Emit new tokens of each returned sequence, if any: (1, t) for one sequence, else a list of (t,)."""
-        self.sent = [sent + len(ids) for sent, ids in zip(self.sent, new, strict=True)]
-        if any(len(ids) for ids in new):
-            self._emit(new[0][None, :] if len(new) == 1 else new)
-
-
-def _common_prefix(texts: list[Ids], known: int) -> Ids:
-    """Return the ids that all texts start with, given that the first `known` are equal."""
-    length = min(len(text) for text in texts)
-    stacked = np.stack([text[known:length] for text in texts])
-    differs = (stacked != stacked[0]).any(axis=0)
-    return texts[0][: known + (int(differs.argmax()) if differs.any() else stacked.shape[1])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +18,6 @@ GENERATED_CAPACITY = 256
 """Generated tokens for which the cache reserves capacity at the start, if the length limit allows as many."""
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a text may start from beside ids, and what of each call of the model is kept.
-
-    cache: keys and values of the first ids. inputs_embeds (B, E, D): read in place of the prompt's ids, of which there
-    are E or none. record: names of outputs, "attentions" and "hidden_states".
-    """
-
-    cache: Any = None
-    inputs_embeds: Any = None
-    record: tuple[str, ...] = ()
-
-    def count_missing(self, tokens: int) -> int:
-        """Return how many positions of the prompt have an embedding, but none of its `tokens` ids."""
-        return 0 if self.inputs_embeds is None else int(self.inputs_embeds.shape[1]) - tokens
-
-
 class DecodingContext:
     """Reads a growing (B, T) array of ids; only new tokens go through the model.
 
@@ -44,6 +26,8 @@ class DecodingContext:
 
     max_length: the most tokens of prompt and text, which bounds the capacity of the cache.
     progress: called before each chunk of a prompt that is read in several; see `validation.Progress`.
+    cache: keys and values of the first ids. inputs_embeds (B, E, D): read in place of the prompt's ids, of which there
+    are E or none. record: outputs to keep of each call of the model, "attentions" and "hidden_states".
     """
 
     def __init__(
@@ -52,15 +36,16 @@ class DecodingContext:
         mask: NDArray[np.int64] | None,
         max_length: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-        extras: Extras | None = None,
+        cache: Any = None,
+        inputs_embeds: Any = None,
+        record: tuple[str, ...] = (),
     ) -> None:
-        extras = extras or Extras()
         self.model = model
-        self.cache: Any = extras.cache
-        self.length = 0 if extras.cache is None else len(extras.cache)
-        self.step = None if extras.record else model.backend.decode_step(model)
-        self.outputs: dict[str, tuple[tuple[Array, ...], ...]] = dict.fromkeys(extras.record, ())
-        self._extras = extras
+        self.cache: Any = cache
+        self.length = 0 if cache is None else len(cache)
+        self.step = None if record else model.backend.decode_step(model)
+        self.outputs: dict[str, Any] = dict.fromkeys(record, ())
+        self._inputs_embeds = inputs_embeds
         self._missing = 0
         self._max_length = max_length
         self._progress = progress
@@ -80,9 +65,9 @@ class DecodingContext:
 
     def _read(self, ids: NDArray[np.int64], keep: int) -> Any:
         """Run the model over the new tokens in chunks; return its output with logits of the last `keep` tokens."""
-        if self._extras.inputs_embeds is not None:
+        if self._inputs_embeds is not None:
             if self.length == 0:
-                self._missing = self._extras.count_missing(ids.shape[1])
+                self._missing = self._inputs_embeds.shape[1] - ids.shape[1]
             ids = np.pad(ids, ((0, 0), (self._missing, 0)))  # so that each position has an id; none of these is read
         self._reserve(ids.shape[1])
         ends = self._chunk_ends(ids, keep)
@@ -102,7 +87,7 @@ class DecodingContext:
         """Return the ends of all chunks of a long prompt but the last; reading in chunks bounds the memory."""
         if self.model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT:
             return range(0)  # the RoPE frequencies depend on the length: read the prompt at once
-        if self.outputs or (self._extras.inputs_embeds is not None and self.length == 0):
+        if self.outputs or (self._inputs_embeds is not None and self.length == 0):
             return range(0)
         step = max(self.model.backend.chunk_size // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
@@ -112,8 +97,8 @@ class DecodingContext:
         self._extend_mask(total)
         arguments: dict[str, Any] = {f"output_{name}": True for name in self.outputs}
         new: Any = ids[:, self.length :]
-        if self._extras.inputs_embeds is not None and self.length == 0:
-            new, arguments["inputs_embeds"] = None, self._extras.inputs_embeds
+        if self._inputs_embeds is not None and self.length == 0:
+            new, arguments["inputs_embeds"] = None, self._inputs_embeds
         if self._mask is not None and self._positions is not None:
             arguments["attention_mask"] = self._mask[:, :total] != 0
             arguments["position_ids"] = self._positions[:, self.length : total]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.generation.processors import StepScores
+from refdiff.generation.processors import LogitsProcessors, StepScores
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import draw, softmax
 from refdiff.generation.validation import Request
@@ -24,7 +24,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     o = request.options
     prompt_indices = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
     ids = request.ids[prompt_indices]
-    processors = request.processors(prompt_indices)
+    processors = LogitsProcessors(request)
     streams = request.random_streams(prompt_indices) if o.do_sample else []
     context = request.context()
     device_sampler = request.model.backend.sampler(request.model, o, processors)

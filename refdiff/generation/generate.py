@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from refdiff.generation import validation
 from refdiff.generation.beam import beam_search
-from refdiff.generation.context import Extras
 from refdiff.generation.decode import decode
-from refdiff.generation.options import Options, resolve
+from refdiff.generation.options import resolve
 from refdiff.generation.processors import ScoreError
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from refdiff.generation.speculative import speculative_decode
-from refdiff.generation.stopping import MaxLengthCriteria
 from refdiff.generation.stream import Streamer
 from refdiff.generation.validation import Request
 from refdiff.messages import show_value
@@ -75,73 +73,43 @@ def generate(
         if callable(getattr(attention_mask, "to_dict", None)):  # the second argument of transformers' generate
             generation_config = _either("generation_config", generation_config, "the second argument", attention_mask)
             attention_mask = None
-        resolved = resolve(model, options, generation_config)
+        o = resolve(model, options, generation_config)
         input_ids = _either("input_ids", input_ids, "inputs", inputs)
-        record = tuple(name for name in ("attentions", "hidden_states") if getattr(resolved, f"output_{name}"))
-        extras = Extras(
-            _either("cache", cache, "past_key_values", past_key_values),
-            None if inputs_embeds is None else validation.read_embeds(model, inputs_embeds, input_ids),
-            record if resolved.return_dict_in_generate else (),
+        cache = _either("cache", cache, "past_key_values", past_key_values)
+        embeds = None if inputs_embeds is None else validation.read_embeds(inputs_embeds, input_ids)
+        if input_ids is None and embeds is not None:
+            ids = np.empty((len(embeds), 0), np.int64)
+        else:
+            starts = (bos_token_id, model.generation_config.get("bos_token_id"), model.config.bos_token_id)
+            bos = next((start for start in starts if start is not None), None)
+            ids = validation.read_ids(input_ids, bos, model.config.vocab_size)
+        validation.check_cache(cache, ids)
+        missing = 0 if embeds is None else embeds.shape[1] - ids.shape[1]
+        o, max_length = validation.read_lengths(model, o, ids, missing)
+        attention_mask = None if np.shape(input_ids)[-1:] == (0,) else attention_mask
+        has_steps = o.return_dict_in_generate
+        record = [name for name in ("attentions", "hidden_states") if has_steps and getattr(o, f"output_{name}")]
+        request = Request(
+            model=model,
+            ids=ids,
+            mask=validation.read_mask(attention_mask, np.pad(ids, ((0, 0), (missing, 0)), constant_values=-1), o),
+            options=o if has_steps else replace(o, output_scores=False, output_logits=False),
+            max_length=max_length,
+            seed=validation.read_seed(seed, generator, len(ids), draws=o.do_sample),
+            emit=(lambda ids: None) if streamer is None else streamer.put,
+            progress=getattr(streamer, "progress", lambda stage, done, total: None),
+            cache=cache,
+            inputs_embeds=embeds,
+            record=tuple(record),
+            missing=missing,
         )
-        bos = next((x for x in (bos_token_id, model.generation_config.get("bos_token_id")) if x is not None), None)
-        result = _run(_read(model, input_ids, attention_mask, streamer, generator, seed, resolved, extras, bos))
+        result = _run(request)
     except ScoreError as error:
         raise (ScoreError(f"{model.source}: {error}") if model.source else error) from None
     finally:
         if streamer is not None:
             streamer.end()  # after an error too, or a reader in another thread would wait forever
-    return result if resolved.return_dict_in_generate else result.sequences
-
-
-def _read(
-    model: Any,
-    input_ids: Any,
-    attention_mask: Any,
-    streamer: Streamer | None,
-    generator: np.random.Generator | None,
-    seed: int | Sequence[int] | None,
-    options: Options,
-    extras: Extras,
-    bos: Any,
-) -> Request:
-    """Check the arguments of a call and return its request."""
-    vocab_size = model.config.vocab_size
-    if input_ids is None and extras.inputs_embeds is not None:
-        ids = np.empty((len(extras.inputs_embeds), 0), np.int64)
-    else:
-        ids = validation.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
-    if options.pad_token_id is not None and options.pad_token_id >= vocab_size and ids.shape[0] > 1:
-        raise ValueError(f"pad_token_id: got {options.pad_token_id}, expected 0 to {vocab_size - 1}")
-    if np.shape(input_ids)[-1:] == (0,):
-        attention_mask = None
-    validation.check_cache(extras.cache, ids)
-    given = (one for one in options.stopping_criteria or () if type(one) is MaxLengthCriteria)
-    stated = next((one.max_length for one in given), None)
-    if stated is not None:
-        options = replace(options, max_length=stated, max_new_tokens=None)
-    missing = extras.count_missing(ids.shape[1])
-    if missing:  # lengths count the prompt, of which there are no ids here
-        options = replace(options, min_length=max((options.min_length or 0) - missing, 0))
-        if options.max_length is not None and stated is None:
-            options = replace(options, max_length=options.max_length - missing)
-    limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
-    prompts, prompt_tokens = ids.shape
-    # A text is expected to end with the context; the cache stops one that is longer.
-    tokens = min(limit, max(prompt_tokens, model.config.max_position_embeddings or limit))
-    validation.check_memory(model, options, prompts, tokens)
-    if not options.return_dict_in_generate:
-        options = replace(options, output_scores=False, output_logits=False)
-    return Request(
-        model=model,
-        ids=ids,
-        mask=validation.read_mask(attention_mask, np.pad(ids, ((0, 0), (missing, 0)), constant_values=-1), options),
-        options=options,
-        max_length=limit,
-        seed=validation.read_seed(seed, generator, prompts, draws=options.do_sample),
-        emit=(lambda ids: None) if streamer is None else streamer.put,
-        progress=getattr(streamer, "progress", lambda stage, done, total: None),
-        extras=extras,
-    )
+    return result if has_steps else result.sequences
 
 
 def _either(name: str, value: Any, other_name: str, other: Any) -> Any:
@@ -154,6 +122,6 @@ def _either(name: str, value: Any, other_name: str, other: Any) -> Any:
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
     if request.options.num_beams > 1:
         return beam_search(request)
-    if request.options.speculative and request.extras.inputs_embeds is None:
+    if request.options.speculative and request.inputs_embeds is None:
         return speculative_decode(request)
     return decode(request)

@@ -182,7 +182,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     z'[v] = z[v] / θ where z[v] ≥ 0 and z[v] · θ where z[v] < 0, for v among the ids so far (Keskar et al. 2019, CTRL,
     section 4.1, with the sign handled as transformers handles it). The first `prompt_ignore_length` ids do not count:
-    one number, or one for each sequence.
+    one number, or one for each prompt.
     """
 
     penalty: float = field(metadata=_POSITIVE)
@@ -191,6 +191,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
         ignored = 0 if self.prompt_ignore_length is None else self.prompt_ignore_length
         skip = host("prompt_ignore_length", ignored).reshape(-1, 1)
+        skip = np.repeat(skip, len(input_ids) // len(skip), axis=0)
         counts = np.broadcast_to(np.arange(input_ids.shape[1]) >= skip, input_ids.shape)
         rows, columns = np.nonzero(counts)
         seen = np.zeros(scores.shape, dtype=bool)

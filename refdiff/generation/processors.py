@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,12 @@ from refdiff.generation import logits_process as kinds
 from refdiff.generation import sampling
 from refdiff.generation.logits_process import Ids, LogitsProcessor, Scores
 from refdiff.generation.options import Options
+from refdiff.generation.watermarking import watermark
 from refdiff.messages import show_value
 from refdiff.model.inputs import host
+
+if TYPE_CHECKING:
+    from refdiff.generation.validation import Request
 
 
 class ScoreError(ValueError):
@@ -28,27 +31,16 @@ class LogitsProcessors:
     A call converts the (B, V) logits after ids (B, T) to the scores by which the next token is chosen. Without an
     active option it returns the logits unchanged; otherwise the scores are float64.
 
-    prompts: (B, T) ids of the prompts, which the options `encoder_…` need. max_length: of prompt and text.
-
     Raises:
         ValueError: NaN among the scores of an unfinished sequence, nothing but −inf, or while sampling inf; the message
             has the sequence and the step. Or a processor of the user returned another shape.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        prompt_length: int,
-        padding: NDArray[np.int64] | None = None,
-        *,
-        model: Any = None,
-        prompts: Ids | None = None,
-        max_length: int = 0,
-    ) -> None:
-        call = _Call(options, prompt_length, padding, model, prompts, max_length)
-        self.prompt_length = prompt_length
+    def __init__(self, request: Request) -> None:
+        options = request.options
+        self.prompt_length = request.ids.shape[1]
         self._sampling = options.do_sample
-        own = _select(_PROCESSORS, call)
+        own = _select(_PROCESSORS, request)
         given = list(options.logits_processor or [])
         kept = {type(process): process for process in reversed(given)}
         merged = [kept.get(type(process), process) for process in own]
@@ -56,8 +48,8 @@ class LogitsProcessors:
         self._processors = [
             _check_shapes(process) if any(process is other for other in given) else process for process in merged
         ]
-        self._warpers = _select(_WARPERS, call) if options.do_sample else []
-        self._last = _select(_LAST, call)
+        self._warpers = _select(_WARPERS, request) if options.do_sample else []
+        self._last = _select(_LAST, request)
         self._repairs = any(isinstance(process, kinds.InfNanRemoveLogitsProcessor) for process in merged)
 
     def __call__(self, logits: Scores, ids: Ids, active: NDArray[np.bool_] | None = None) -> Scores:
@@ -122,83 +114,57 @@ class StepScores:
             self.logits += (logits,)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What the processors of a call are made of."""
-
-    options: Options
-    prompt_length: int
-    padding: NDArray[np.int64] | None
-    model: Any
-    prompts: Ids | None
-    max_length: int
-
-    @property
-    def begin(self) -> int:
-        """The number of ids before the first token that is chosen freely."""
-        return self.prompt_length + (self.prompt_length <= 1 and self.options.forced_bos_token_id is not None)
-
-    @property
-    def keep(self) -> int:
-        """How many tokens warpers keep: beams need one that does not end the text beside each one that does."""
-        return 1 if self.options.num_beams == 1 else 1 + len(self.options.eos_token_id or [0])
-
-    @property
-    def sequences(self) -> int:
-        """The number of sequences of each prompt."""
-        return max(self.options.num_beams, self.options.num_return_sequences)
-
-
-def _watermark(config: Any, vocab_size: int) -> LogitsProcessor:
-    from refdiff.generation.watermarking import watermark  # imported late: it is rare, and has processors itself
-
-    return watermark(config, vocab_size)
-
-
-_Maker = Callable[[Any, _Call, Any], LogitsProcessor | None]
-# option: (the value that is off beside None, what makes its processor of its value, the call and the end tokens)
+_Maker = Callable[[Any, "Request", Any], LogitsProcessor | None]
+# option: (the value that is off beside None, what makes its processor of its value, the request and the end tokens)
 _PROCESSORS: dict[str, tuple[Any, _Maker]] = {
-    "guidance_scale": (1, lambda v, c, eos: kinds.UnbatchedClassifierFreeGuidanceLogitsProcessor(
-        v, c.model, c.options.negative_prompt_ids, c.options.negative_prompt_attention_mask)),
-    "sequence_bias": (None, lambda v, c, eos: kinds.SequenceBiasLogitsProcessor(v)),
-    "encoder_repetition_penalty": (1, lambda v, c, eos: kinds.EncoderRepetitionPenaltyLogitsProcessor(v, c.prompts)),
-    "repetition_penalty": (1, lambda v, c, eos: kinds.RepetitionPenaltyLogitsProcessor(v, c.padding)),
-    "no_repeat_ngram_size": (0, lambda v, c, eos: kinds.NoRepeatNGramLogitsProcessor(v)),
-    "encoder_no_repeat_ngram_size": (0, lambda v, c, eos: kinds.EncoderNoRepeatNGramLogitsProcessor(v, c.prompts)),
-    "bad_words_ids": ([], lambda v, c, eos: kinds.NoBadWordsLogitsProcessor(v)),
-    "min_length": (0, lambda v, c, eos: kinds.MinLengthLogitsProcessor(v, eos)
-                   if eos is not None and c.options.min_new_tokens is None else None),
-    "min_new_tokens": (0, lambda v, c, eos: kinds.MinNewTokensLengthLogitsProcessor(c.prompt_length, v, eos)
+    "guidance_scale": (1, lambda v, r, eos: kinds.UnbatchedClassifierFreeGuidanceLogitsProcessor(
+        v, r.model, r.options.negative_prompt_ids, r.options.negative_prompt_attention_mask)),
+    "sequence_bias": (None, lambda v, r, eos: kinds.SequenceBiasLogitsProcessor(v)),
+    "encoder_repetition_penalty": (1, lambda v, r, eos: kinds.EncoderRepetitionPenaltyLogitsProcessor(v, r.ids)),
+    "repetition_penalty": (1, lambda v, r, eos: kinds.RepetitionPenaltyLogitsProcessor(v, r.padding)),
+    "no_repeat_ngram_size": (0, lambda v, r, eos: kinds.NoRepeatNGramLogitsProcessor(v)),
+    "encoder_no_repeat_ngram_size": (0, lambda v, r, eos: kinds.EncoderNoRepeatNGramLogitsProcessor(v, r.ids)),
+    "bad_words_ids": ([], lambda v, r, eos: kinds.NoBadWordsLogitsProcessor(v)),
+    "min_length": (0, lambda v, r, eos: kinds.MinLengthLogitsProcessor(v, eos)
+                   if eos is not None and r.options.min_new_tokens is None else None),
+    "min_new_tokens": (0, lambda v, r, eos: kinds.MinNewTokensLengthLogitsProcessor(r.ids.shape[1], v, eos)
                        if eos is not None else None),
-    "prefix_allowed_tokens_fn": (None, lambda v, c, eos: kinds.PrefixConstrainedLogitsProcessor(v, c.sequences)),
-    "forced_bos_token_id": (None, lambda v, c, eos: kinds.ForcedBOSTokenLogitsProcessor(v)),
-    "forced_eos_token_id": (None, lambda v, c, eos: kinds.ForcedEOSTokenLogitsProcessor(c.max_length, v)),
-    "remove_invalid_values": (False, lambda v, c, eos: kinds.InfNanRemoveLogitsProcessor()),
-    "exponential_decay_length_penalty": (None, lambda v, c, eos: kinds.ExponentialDecayLengthPenalty(
-        v, eos, c.prompt_length) if eos is not None else None),
-    "suppress_tokens": (None, lambda v, c, eos: kinds.SuppressTokensLogitsProcessor(v)),
-    "begin_suppress_tokens": (None, lambda v, c, eos: kinds.SuppressTokensAtBeginLogitsProcessor(v, c.begin)),
+    "prefix_allowed_tokens_fn": (None, lambda v, r, eos: kinds.PrefixConstrainedLogitsProcessor(
+        v, max(r.options.num_beams, r.options.num_return_sequences))),
+    "forced_bos_token_id": (None, lambda v, r, eos: kinds.ForcedBOSTokenLogitsProcessor(v)),
+    "forced_eos_token_id": (None, lambda v, r, eos: kinds.ForcedEOSTokenLogitsProcessor(r.max_length, v)),
+    "remove_invalid_values": (False, lambda v, r, eos: kinds.InfNanRemoveLogitsProcessor()),
+    "exponential_decay_length_penalty": (None, lambda v, r, eos: kinds.ExponentialDecayLengthPenalty(
+        v, eos, r.ids.shape[1]) if eos is not None else None),
+    "suppress_tokens": (None, lambda v, r, eos: kinds.SuppressTokensLogitsProcessor(v)),
+    "begin_suppress_tokens": (None, lambda v, r, eos: kinds.SuppressTokensAtBeginLogitsProcessor(
+        v, r.ids.shape[1] + (r.ids.shape[1] <= 1 and r.options.forced_bos_token_id is not None))),
 }  # fmt: skip
 _WARPERS: dict[str, tuple[Any, _Maker]] = {
-    "temperature": (1, lambda v, c, eos: kinds.TemperatureLogitsWarper(v)),
-    "top_h": (None, lambda v, c, eos: kinds.TopHLogitsWarper(v)),
-    "top_k": (0, lambda v, c, eos: kinds.TopKLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "top_p": (1, lambda v, c, eos: kinds.TopPLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "min_p": (None, lambda v, c, eos: kinds.MinPLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "typical_p": (1, lambda v, c, eos: kinds.TypicalLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "epsilon_cutoff": (0, lambda v, c, eos: kinds.EpsilonLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "eta_cutoff": (0, lambda v, c, eos: kinds.EtaLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "temperature": (1, lambda v, r, eos: kinds.TemperatureLogitsWarper(v)),
+    "top_h": (None, lambda v, r, eos: kinds.TopHLogitsWarper(v)),
+    "top_k": (0, lambda v, r, eos: kinds.TopKLogitsWarper(v, min_tokens_to_keep=_keep(r))),
+    "top_p": (1, lambda v, r, eos: kinds.TopPLogitsWarper(v, min_tokens_to_keep=_keep(r))),
+    "min_p": (None, lambda v, r, eos: kinds.MinPLogitsWarper(v, min_tokens_to_keep=_keep(r))),
+    "typical_p": (1, lambda v, r, eos: kinds.TypicalLogitsWarper(v, min_tokens_to_keep=_keep(r))),
+    "epsilon_cutoff": (0, lambda v, r, eos: kinds.EpsilonLogitsWarper(v, min_tokens_to_keep=_keep(r))),
+    "eta_cutoff": (0, lambda v, r, eos: kinds.EtaLogitsWarper(v, min_tokens_to_keep=_keep(r))),
 }
 _LAST: dict[str, tuple[Any, _Maker]] = {
-    "watermarking_config": (None, lambda v, c, eos: _watermark(v, c.model.config.vocab_size)),
-    "renormalize_logits": (False, lambda v, c, eos: kinds.LogitNormalization()),
+    "watermarking_config": (None, lambda v, r, eos: watermark(v, r.model.config.vocab_size)),
+    "renormalize_logits": (False, lambda v, r, eos: kinds.LogitNormalization()),
 }
 
 
-def _select(table: Mapping[str, tuple[Any, _Maker]], call: _Call) -> list[LogitsProcessor]:
+def _keep(request: Request) -> int:
+    """Return how many tokens warpers keep: beams need one that does not end the text beside each one that does."""
+    return 1 if request.options.num_beams == 1 else 1 + len(request.options.eos_token_id or [0])
+
+
+def _select(table: Mapping[str, tuple[Any, _Maker]], request: Request) -> list[LogitsProcessor]:
     """Return what the options of a call turn on."""
-    values = {name: getattr(call.options, name) for name in table}
-    on = [make(values[name], call, call.options.eos_token_id) for name, (off, make) in table.items()
+    values = {name: getattr(request.options, name) for name in table}
+    on = [make(values[name], request, request.options.eos_token_id) for name, (off, make) in table.items()
           if values[name] is not None and values[name] != off]  # fmt: skip
     return [process for process in on if process is not None]
 

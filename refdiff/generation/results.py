@@ -19,30 +19,7 @@ class GenerateDecoderOnlyOutput(Output):
     logits: one (R, V) array per generated token, after and before the processors; None without `output_scores` and
     `output_logits`. attentions and hidden_states: for each step, the first with the whole prompt, those of every layer
     as a call of the model has them; with `output_attentions` and `output_hidden_states`. cache: keys and values of the
-    tokens that were read.
-    """
-
-    unlisted: ClassVar[tuple[str, ...]] = ("lengths",)
-
-    sequences: NDArray[np.int64]
-    scores: tuple[NDArray[np.floating], ...] | None = None
-    logits: tuple[NDArray[np.floating], ...] | None = None
-    attentions: tuple[tuple[Any, ...], ...] | None = None
-    hidden_states: tuple[tuple[Any, ...], ...] | None = None
-    lengths: NDArray[np.int64] | None = None
-    cache: Any = None
-
-
-@dataclass(repr=False)
-class GenerateBeamDecoderOnlyOutput(Output):
-    """The result of beam search and beam sampling.
-
-    sequences (B · num_return_sequences, T), best first, padded at the end. lengths (B · num_return_sequences,): ids of
-    each without that padding. sequences_scores (B · num_return_sequences,): the sum of log-probabilities over length **
-    length_penalty; only with `output_scores`, as is `scores`: one (B · num_beams, V) array a step, log-probabilities
-    after the processors. beam_indices (B · num_return_sequences, generated): the index in
-    `scores` of the beam that each token came from, −1 after the end. attentions and hidden_states: as of
-    `GenerateDecoderOnlyOutput`, with the beams of each step.
+    tokens that were read. sequences_scores and beam_indices: only of beam search.
     """
 
     unlisted: ClassVar[tuple[str, ...]] = ("lengths",)
@@ -56,3 +33,12 @@ class GenerateBeamDecoderOnlyOutput(Output):
     hidden_states: tuple[tuple[Any, ...], ...] | None = None
     lengths: NDArray[np.int64] | None = None
     cache: Any = None
+
+
+class GenerateBeamDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    """The result of beam search and beam sampling: R = B · num_return_sequences sequences, best first.
+
+    sequences_scores (R,): the sum of log-probabilities over length ** length_penalty; only with `output_scores`, as is
+    `scores`: one (B · num_beams, V) array a step, log-probabilities after the processors. beam_indices (R, generated):
+    the index in `scores` of the beam that each token came from, −1 after the end.
+    """

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import StepScores
+from refdiff.generation.processors import LogitsProcessors, StepScores
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw, softmax
 from refdiff.generation.validation import Request
@@ -144,10 +144,11 @@ class Assistant:
     """
 
     def __init__(self, request: Request, stream: Uniforms | None) -> None:
-        self._context = DecodingContext(request.options.assistant_model, request.mask, request.max_length)
+        assistant = request.options.assistant_model
+        self._context = DecodingContext(assistant, request.mask, request.max_length)
         # Processors with a state belong to the text, not to guesses of it.
         stateless = replace(request.options, guidance_scale=None, watermarking_config=None, logits_processor=None)
-        self._processors = request.processors(options=stateless)
+        self._processors = LogitsProcessors(replace(request, model=assistant, options=stateless))
         self._eos = request.options.eos_token_id or []
         self._stream = stream
         self._count = 5
@@ -196,7 +197,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
         )
     stream = request.random_streams(np.arange(1))[0] if o.do_sample else None
     guesser = _guesser(request, stream)
-    processors = request.processors()
+    processors = LogitsProcessors(request)
     context = request.context()
     ids = request.ids
     steps = StepScores(o)

@@ -1,8 +1,8 @@
 """Streamers: turn token ids into text while they are generated, in whole characters.
 
 `generate(streamer=…)` calls `put(ids)` with the prompt (B, T), then with new ids, then `end()`, as transformers does.
-New ids come as (B,), one for each sequence. Where sequences grow by different numbers of tokens (guesses, beams), they
-come as (1, t) for one sequence, and as a list of B arrays (t,) for more. Joined, they are what `generate` returns.
+New ids come as (B,), one for each sequence, or as (B, t) from guesses and from beam search, which has them at its end.
+Joined, they are what `generate` returns.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ class Streamer(Protocol):
 
 def split_sequences(value: Any) -> list[NDArray[np.int64]]:
     """Return the new ids of each sequence, B arrays (t,), from any of the shapes that `put` receives."""
-    if isinstance(value, list | tuple):
-        return [np.asarray(ids, dtype=np.int64) for ids in value]
     array = np.asarray(value, dtype=np.int64)
     return list(array[:, None] if array.ndim == 1 else array)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.generation import sampling
-from refdiff.generation.context import DecodingContext, Extras
+from refdiff.generation.context import DecodingContext
 from refdiff.generation.options import Options
-from refdiff.generation.processors import LogitsProcessors
 from refdiff.generation.stopping import (
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -36,7 +35,8 @@ Progress = Callable[[str, int, int], None]
 class Request:
     """The prompt of a call, (B, T) ids with their mask (None where nothing is masked), its options and its limits.
 
-    max_length: the most tokens of prompt and text together.
+    max_length: the most tokens of prompt and text together. cache, inputs_embeds, record: see `DecodingContext`.
+    missing: the positions of the prompt that have an embedding, but no id.
     """
 
     model: Any
@@ -47,7 +47,10 @@ class Request:
     seed: int | tuple[int, ...]
     emit: Emit
     progress: Progress
-    extras: Extras = field(default_factory=Extras)
+    cache: Any = None
+    inputs_embeds: Any = None
+    record: tuple[str, ...] = ()
+    missing: int = 0
     stopping: StoppingCriteriaList = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,17 +66,9 @@ class Request:
 
     def context(self) -> DecodingContext:
         """Return the model with an empty cache, or the one given, which reads the prompt first."""
-        limit = self.max_length + self.extras.count_missing(self.ids.shape[1])
-        return DecodingContext(self.model, self.mask, limit, self.progress, self.extras)
-
-    def processors(self, indices: NDArray[np.int64] | None = None, options: Options | None = None) -> LogitsProcessors:
-        """Return the processors for the prompts at `indices`, by default all, with the call's options or others."""
-        padding = self.padding if self.padding is None or indices is None else self.padding[indices]
-        prompts = self.ids if self.ids.shape[1] else None
-        return LogitsProcessors(
-            options or self.options, self.ids.shape[1], padding,
-            model=self.model, prompts=prompts, max_length=self.max_length,
-        )  # fmt: skip
+        limit = self.max_length + self.missing
+        kept = self.cache, self.inputs_embeds, self.record
+        return DecodingContext(self.model, self.mask, limit, self.progress, *kept)
 
     @property
     def padding(self) -> NDArray[np.int64] | None:
@@ -152,7 +147,7 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
     return None if mask.all() else mask
 
 
-def read_embeds(model: Any, inputs_embeds: Any, input_ids: Any) -> NDArray[Any]:
+def read_embeds(inputs_embeds: Any, input_ids: Any) -> NDArray[Any]:
     """Return the embeddings of the prompts (B, T, D); the model checks their size.
 
     Raises:
@@ -183,6 +178,30 @@ def check_cache(cache: Any, ids: NDArray[np.int64]) -> None:
             f"cache: got {len(cache)} tokens of {sequences} sequences, expected fewer than the {ids.shape[1]} of "
             f"input_ids, of {len(ids)}; give all ids, those in the cache included"
         )
+
+
+def read_lengths(model: Any, options: Options, ids: NDArray[np.int64], missing: int) -> tuple[Options, int]:
+    """Return the options of prompts (B, T) with the lengths of their ids, and the most tokens of prompt and text.
+
+    missing: the positions of the prompt without an id, which stated lengths count.
+
+    Raises:
+        ValueError: the prompt fills that length already, or the memory holds no such texts.
+    """
+    prompts, prompt_length = ids.shape
+    context_length = model.config.max_position_embeddings
+    if options.pad_token_id is not None and options.pad_token_id >= model.config.vocab_size and prompts > 1:
+        raise ValueError(f"pad_token_id: got {options.pad_token_id}, expected 0 to {model.config.vocab_size - 1}")
+    stated = next((one.max_length for one in options.stopping_criteria or () if type(one) is MaxLengthCriteria), None)
+    if stated is not None:
+        options = replace(options, max_length=stated, max_new_tokens=None)
+    elif options.max_length is not None:
+        options = replace(options, max_length=options.max_length - missing)
+    options = replace(options, min_length=max((options.min_length or 0) - missing, 0))
+    limit = read_max_length(options, prompt_length, context_length)
+    # A text is expected to end with the context; the cache stops one that is longer.
+    check_memory(model, options, prompts, min(limit, max(prompt_length, context_length or limit)))
+    return options, limit
 
 
 def read_max_length(options: Options, prompt_length: int, max_position_embeddings: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ Z = np.random.default_rng(0).normal(0, 2, (2, 9)).astype(np.float32)
 LONG = np.array([[1, 2, 3, 1, 2], [4, 4, 5, 4, 6]])
 
 
+def processors_of(options: Options, prompt_length: int = 3) -> LogitsProcessors:
+    request: Any = SimpleNamespace(options=options, ids=LONG[:, :prompt_length], padding=None)
+    return LogitsProcessors(request)
+
+
 def test_processors_in_order() -> None:
     """Penalty after bias, bans after penalty: each step of transformers' order applied by hand."""
     options = Options(
@@ -81,10 +87,10 @@ def test_processors_in_order() -> None:
     z = processors.NoRepeatNGramLogitsProcessor(2)(LONG, z)
     z = processors.NoBadWordsLogitsProcessor([[2, 7]])(LONG, z)
     z[:, [6, 8]] = -np.inf
-    got = LogitsProcessors(options, 3)(Z, LONG)
+    got = processors_of(options)(Z, LONG)
     np.testing.assert_array_equal(got, z)
     assert got.dtype == np.float64
-    assert np.isfinite(LogitsProcessors(options, 2)(Z, LONG)[:, 8]).all()  # three tokens are there by then
+    assert np.isfinite(processors_of(options, 2)(Z, LONG)[:, 8]).all()  # three tokens are there by then
 
 
 def test_warpers_in_order_and_only_when_sampling() -> None:
@@ -99,16 +105,16 @@ def test_warpers_in_order_and_only_when_sampling() -> None:
     z = sampling.typical_p(z, 0.9)
     z = sampling.epsilon_cutoff(z, 0.03)
     z = sampling.eta_cutoff(z, 0.04)
-    np.testing.assert_array_equal(LogitsProcessors(Options(do_sample=True, **settings), 3)(Z, LONG), z)
-    assert LogitsProcessors(Options(**settings), 3)(Z, LONG) is Z
+    np.testing.assert_array_equal(processors_of(Options(do_sample=True, **settings))(Z, LONG), z)
+    assert processors_of(Options(**settings))(Z, LONG) is Z
     off = Options(do_sample=True, temperature=None, top_k=0, top_p=None, typical_p=None, epsilon_cutoff=None)
-    assert LogitsProcessors(off, 3)(Z, LONG) is Z
+    assert processors_of(off)(Z, LONG) is Z
 
 
 @pytest.mark.parametrize(("eos", "left"), [(None, 2), ([1], 2), ([1, 2, 3], 4)])
 def test_beams_keep_more_than_one_token(eos: list[int] | None, left: int) -> None:
     options = Options(do_sample=True, top_k=1, num_beams=2, eos_token_id=eos)
-    assert (np.isfinite(LogitsProcessors(options, 3)(Z, LONG)).sum(axis=1) == left).all()
+    assert (np.isfinite(processors_of(options)(Z, LONG)).sum(axis=1) == left).all()
 
 
 def with_row(value: float, everywhere: bool = False) -> np.ndarray:
@@ -120,7 +126,7 @@ def with_row(value: float, everywhere: bool = False) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [Options(), Options(do_sample=True), Options(suppress_tokens=[0])], ids=str)
 def test_scores_without_a_valid_token_are_refused(options: Options) -> None:
-    pipeline = LogitsProcessors(options, 3)
+    pipeline = processors_of(options)
     with pytest.raises(ValueError, match="sequence 1, step 2: got NaN"):
         pipeline(with_row(np.nan), LONG)
     with pytest.raises(ValueError, match="sequence 1, step 2: got -inf for every token"):
@@ -131,6 +137,6 @@ def test_scores_without_a_valid_token_are_refused(options: Options) -> None:
 
 
 def test_an_infinite_score_is_the_most_likely_but_cannot_be_sampled() -> None:
-    assert LogitsProcessors(Options(), 3)(with_row(np.inf), LONG)[1].argmax() == 4
+    assert processors_of(Options())(with_row(np.inf), LONG)[1].argmax() == 4
     with pytest.raises(ValueError, match="sequence 1, step 2: got inf, expected finite"):
-        LogitsProcessors(Options(do_sample=True), 3)(with_row(np.inf), LONG)
+        processors_of(Options(do_sample=True))(with_row(np.inf), LONG)
