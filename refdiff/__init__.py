@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from refdiff import convert, exercises, layers, oracle, training, viz
     from refdiff.errors import CheckpointError
-    from refdiff.generation.config import GenerationConfig
     from refdiff.generation.logits_process import LogitsProcessor, LogitsProcessorList
+    from refdiff.generation.options import GenerationConfig
     from refdiff.generation.stopping import (
         EosTokenCriteria,
         MaxLengthCriteria,
@@ -81,7 +81,7 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "errors",
     "DiffLlamaConfig": "model.config",
-    "GenerationConfig": "generation.config",
+    "GenerationConfig": "generation.options",
     "KVCache": "model.cache",
     "Tokenizer": "generation.tokenizer",
     **dict.fromkeys(("BatchTextStreamer", "TextIteratorStreamer", "TextStreamer"), "generation.stream"),

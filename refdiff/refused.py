@@ -115,6 +115,25 @@ PIPELINE = {
 }
 """Sentence → arguments of transformers' pipelines."""
 
+GENERATE = {
+    "assistant_model or prompt_lookup_num_tokens guesses tokens": """
+        assistant_early_exit assistant_ensemble_weight assistant_lookbehind speculation_type target_lookbehind
+        use_mtp""",
+    "assistant_model takes a model with the same vocabulary": "assistant_tokenizer",
+    'there is one kind of cache, "dynamic", which needs no config': "cache_config cache_implementation",
+    "a call takes a batch of prompts": "continuous_batching_config",
+    "no code of a checkpoint is run; call the model in a loop of your own": "custom_generate",
+    "DiffLlama is a decoder alone: the prompt starts it": "decoder_start_token_id",
+    "num_beams searches in one group": "diversity_penalty num_beam_groups",
+    "output_hidden_states returns what it would contrast": "dola_layers",
+    "leave out the last token of the prompt": "token_healing",
+    "prefix_allowed_tokens_fn says which tokens may follow": "constraints force_words_ids",
+    "return_dict_in_generate chooses the result": "return_dict",
+    "transformers moved contrastive search out of the library, so its results have no reference; no_repeat_ngram_size "
+    "and repetition_penalty avoid repetitions": "penalty_alpha",
+}
+"""Sentence → options of transformers' `generate`."""
+
 
 TOP_LEVEL = {
     "`refdiff.training` and `refdiff train` train a model": """
@@ -143,6 +162,7 @@ TOP_LEVEL = {
         FeatureExtractionPipeline Pipeline QuestionAnsweringPipeline TextClassificationPipeline
         TextGenerationPipeline TokenClassificationPipeline""",
     "messages are Python's warnings: use the module warnings": "logging",
+    "use transformers' own, which detects the same watermarks": "WatermarkDetector",
 }
 """Sentence → names that are imported from transformers."""
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from refdiff import hub
 from refdiff.errors import CheckpointError
+from refdiff.files import output_folder, read_json, write_atomically
 from refdiff.generation.tokenizer.backend import backend_of
 from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
+from refdiff.refused import GENERATE, instead
 
 MOST_TEXTS = 10_000
 """The most texts of one prompt; `validation.check_memory` checks how many fit into memory."""
@@ -186,54 +191,33 @@ class Options:
 NAMES = tuple(option.name for option in fields(Options))
 _DEFAULTS = {option.name: option.default for option in fields(Options)}
 _CHECKS = {option.name: option.metadata for option in fields(Options)}
-# Options of transformers' `generate` that refdiff leaves out, with the value that changes nothing beside None.
-_CHANGES_TEXT: dict[str, Any] = {
-    "assistant_ensemble_weight": None, "constraints": None, "dola_layers": None, "force_words_ids": None,
-    "num_beam_groups": 1, "penalty_alpha": 0, "token_healing": False,
-}  # fmt: skip
-LEFT_OUT: dict[str, Any] = _CHANGES_TEXT | dict.fromkeys((
-    "assistant_early_exit", "assistant_lookbehind", "assistant_tokenizer", "cache_config",
-    "continuous_batching_config", "custom_generate", "decoder_start_token_id", "speculation_type", "target_lookbehind",
-    "use_mtp",
-)) | {"cache_implementation": "dynamic", "diversity_penalty": 0, "return_dict": True}  # fmt: skip
-# Those that say how fast, and never what: any value is accepted.
+# Options of transformers' `generate` that say how fast, and never what: any value is accepted.
 SPEED = (
     "assistant_confidence_threshold", "compile_config", "disable_compile", "is_assistant", "low_memory",
     "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "prefill_chunk_size", "synced_gpus", "trust_remote_code", "use_cache",
 )  # fmt: skip
-LEFT_OUT |= dict.fromkeys(SPEED)
-_INSTEAD = {
-    **dict.fromkeys(
-        (
-            "assistant_early_exit",
-            "assistant_ensemble_weight",
-            "assistant_lookbehind",
-            "speculation_type",
-            "target_lookbehind",
-            "use_mtp",
-        ),
-        "assistant_model or prompt_lookup_num_tokens guesses tokens",
-    ),
-    "cache_config": "there is one kind of cache, which needs no config",
-    "continuous_batching_config": "a call takes a batch of prompts",
-    "custom_generate": "no code of a checkpoint is run; call the model in a loop of your own",
-    "decoder_start_token_id": "DiffLlama is a decoder alone: the prompt starts it",
-    **dict.fromkeys(("diversity_penalty", "num_beam_groups"), "num_beams searches in one group"),
-    "dola_layers": "output_hidden_states returns what it would contrast",
-    "token_healing": "leave out the last token of the prompt",
-    "cache_implementation": 'there is one kind of cache, "dynamic"',
-    "constraints": "prefix_allowed_tokens_fn says which tokens may follow",
-    "force_words_ids": "prefix_allowed_tokens_fn says which tokens may follow",
-    "penalty_alpha": "transformers moved contrastive search out of the library, so its results have no reference; "
-    "no_repeat_ngram_size and repetition_penalty avoid repetitions",
-}
+LEFT_OUT = frozenset((*SPEED, *(name for names in GENERATE.values() for name in names.split())))
+"""Names of transformers' options that refdiff does not have."""
+# Values of these that change nothing, beside None
+_NEUTRAL: dict[str, Any] = {
+    "cache_implementation": "dynamic", "diversity_penalty": 0, "num_beam_groups": 1, "penalty_alpha": 0,
+    "return_dict": True, "token_healing": False,
+}  # fmt: skip
+_CHANGES_TEXT = (
+    "assistant_ensemble_weight", "constraints", "dola_layers", "force_words_ids", "num_beam_groups", "penalty_alpha",
+    "token_healing",
+)  # fmt: skip
 _SIMILAR = 0.7  # of 1; below this, the nearest name is usually another option
 OBJECTS = ("tokenizer", "assistant_model", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 """Options that are no numbers, texts or lists: no file has them."""
 _SAMPLING_ONLY = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS_ONLY = ("length_penalty", "early_stopping")
 _RESULTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_NEVER_NONE = (
+    "do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences", "return_dict_in_generate",
+    "remove_invalid_values", "renormalize_logits", *_RESULTS,
+)  # fmt: skip
 
 
 def check_value(name: str, value: Any, error: type[ValueError] = ValueError, origin: str = "") -> Any:
@@ -253,8 +237,8 @@ def _read_files(model: Any) -> dict[str, Any]:
     entries = {k: v for k, v in model.generation_config.items() if k in NAMES and k not in OBJECTS and v is not None}
     found = {name: getattr(model.config, name, None) for name in ("eos_token_id", "pad_token_id")} | entries
     origin = _origin(model)
-    for name, neutral in _CHANGES_TEXT.items():
-        if (value := model.generation_config.get(name)) not in (None, neutral):
+    for name in _CHANGES_TEXT:
+        if (value := model.generation_config.get(name)) not in (None, _NEUTRAL.get(name)):
             warn(
                 f"{origin}: {name}: got {show_value(value)}, expected none: refdiff does not have this option of "
                 "transformers; the text is the one without it"
@@ -298,10 +282,8 @@ def resolve(model: Any, given: Mapping[str, Any], generation_config: Any = None)
             check_left_out(name, value)
     given = {name: check_value(name, value) for name, value in given.items() if name in NAMES}
     values: dict[str, Any] = _DEFAULTS | _read_files(model) | given
-    for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):
+    for name in _NEVER_NONE:
         values[name] = _DEFAULTS[name] if values[name] is None else values[name]
-    for name in ("return_dict_in_generate", "remove_invalid_values", "renormalize_logits", *_RESULTS):
-        values[name] = bool(values[name])
     if values["stop_strings"] is not None and values["tokenizer"] is None:
         where = "" if "stop_strings" in given else f"{_origin(model)}: "
         raise ValueError(
@@ -324,14 +306,11 @@ def check_left_out(name: str, value: Any) -> None:
     if name not in LEFT_OUT:
         hint = did_you_mean(name, NAMES, ": ", f"; the known ones are {', '.join(NAMES)}", cutoff=_SIMILAR)
         raise TypeError(f"generate() got an unknown option {name!r}{hint}")
-    if name in SPEED:
-        return
-    neutral = LEFT_OUT[name]
-    is_alike = isinstance(value, bool) if isinstance(neutral, bool) else _is_number(value) or isinstance(value, list)
-    is_alike = is_alike or (isinstance(neutral, str) and isinstance(value, str))
-    if value is not None and not (is_alike and value == neutral):
-        instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
-        raise TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have{instead}")
+    neutral = _NEUTRAL.get(name)
+    is_alike = isinstance(value, str | Real) and isinstance(value, bool) == isinstance(neutral, bool)
+    if name not in SPEED and value is not None and not (is_alike and value == neutral):
+        sentence = instead(name, GENERATE)
+        raise TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have; {sentence}")
 
 
 def _normalize(values: dict[str, Any]) -> None:
@@ -386,14 +365,14 @@ def _check_vocabulary(options: Options, model: Any, given: Mapping[str, Any]) ->
         raise CheckpointError(f"{_origin(model)}: {name}: {problem}")
 
     vocab_size = model.config.vocab_size
-    for name, words in (("sequence_bias", options.sequence_bias), ("bad_words_ids", options.bad_words_ids)):
-        for token in (token for word in words or () for token in word):
-            if token >= vocab_size:
-                refuse(name, f"got token {token}, expected 0 to {vocab_size - 1}")
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        for token in value if isinstance(value := getattr(options, name), list) else [value]:
-            if token is not None and token >= vocab_size:
-                refuse(name, f"got token {token}, expected 0 to {vocab_size - 1}")
+    bos = [] if options.forced_bos_token_id is None else [options.forced_bos_token_id]
+    named = {
+        "sequence_bias": options.sequence_bias or (), "bad_words_ids": options.bad_words_ids or (),
+        "forced_bos_token_id": [bos], "forced_eos_token_id": [options.forced_eos_token_id or []],
+    }  # fmt: skip
+    for name, words in named.items():
+        if beyond := [token for word in words for token in word if token >= vocab_size]:
+            refuse(name, f"got token {beyond[0]}, expected 0 to {vocab_size - 1}")
     if len({token for token in options.suppress_tokens or () if token < vocab_size}) == vocab_size:
         refuse("suppress_tokens", f"got all {vocab_size:,} tokens of the vocabulary, expected to leave one")
 
@@ -412,3 +391,73 @@ def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:
     for needed, names in ignored.items():
         if names:
             warn(f"{', '.join(names)}: no effect without {needed}")
+
+
+_KNOWN = frozenset((*NAMES, *LEFT_OUT, "bos_token_id", "transformers_version"))
+
+
+class GenerationConfig(dict[str, Any]):
+    """Options of `generate`, with transformers' names: each is an entry and an attribute, and one not set is None.
+
+    `generate(generation_config=…)` takes it, and `model.generation_config` may be one. Entries of other names are kept.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.update(**options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self and name not in _KNOWN:
+            raise AttributeError(f"GenerationConfig: got {name!r}, expected an option of generate")
+        return self.get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = check_value(name, value) if name in NAMES else value
+
+    def update(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # transformers' signature
+        """Set options; return those that are none, which is nothing here."""
+        for name, value in options.items():
+            setattr(self, name, value)
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is set."""
+        return {name: value for name, value in self.items() if value is not None}
+
+    def to_json_string(self) -> str:
+        """Return the content of generation_config.json: pairs for biases of several tokens, and no objects."""
+        values = {name: value for name, value in self.to_dict().items() if name not in OBJECTS}
+        if isinstance(biases := values.get("sequence_bias"), Mapping):
+            values["sequence_bias"] = [[list(key), bias] for key, bias in biases.items()]
+        return json.dumps(values, indent=2, sort_keys=True, default=lambda config: config.to_dict()) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **options: Any) -> GenerationConfig:
+        """Return the config of a dict, such as the content of generation_config.json, with other options over it."""
+        return cls(**{**values, **options})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> GenerationConfig:
+        """Read the generation_config.json of a checkpoint folder or a hub repo, with other options over it.
+
+        Args:
+            pretrained_model_name_or_path: the folder or the repo.
+            options: those of `refdiff.hub.HubOptions`, such as revision, and those of `generate`.
+
+        Raises:
+            CheckpointError: it is missing or broken.
+        """
+        place = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
+        folder = hub.snapshot(pretrained_model_name_or_path, **place)
+        return cls.from_dict(read_json(folder / "generation_config.json"), **options)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `generation_config.json` into `directory`, made if needed; return its path."""
+        folder = output_folder(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "generation_config.json"
+        write_atomically(path, self.to_json_string().encode("ascii"), follow_link=False)
+        return path

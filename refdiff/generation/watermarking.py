@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -40,15 +40,20 @@ def _fixed_table(key: int) -> NDArray[np.int64]:
     return np.array(permutation(TABLE_SIZE, key))
 
 
+class _Settings:
+    """Fields that are checked when they are set."""
+
+    __post_init__ = LogitsProcessor.__post_init__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict, as generation_config.json has them."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+
+
 @dataclass
-class WatermarkLogitsProcessor(LogitsProcessor):
-    """Add a bias to a share of the vocabulary, which the tokens before choose (Kirchenbauer et al. 2023, algorithm 2).
+class WatermarkingConfig(_Settings):
+    """The option `watermarking_config`: which share of the vocabulary gets which bias, and what chooses it."""
 
-    With "lefthash" the last token chooses, with "selfhash" the last `context_width` and the next one (algorithm 3).
-    """
-
-    vocab_size: int
-    device: Any = None
     greenlist_ratio: float = field(default=0.25, metadata=number(0, 1, above=True, below=True))
     bias: float = 2.0
     hashing_key: int = 15485863
@@ -56,6 +61,17 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         default="lefthash", metadata=check(lambda v: v in ("lefthash", "selfhash"), '"lefthash" or "selfhash"')
     )
     context_width: int = field(default=1, metadata=integer(1))
+
+
+class WatermarkLogitsProcessor(WatermarkingConfig, LogitsProcessor):
+    """Add a bias to a share of the vocabulary, which the tokens before choose (Kirchenbauer et al. 2023, algorithm 2).
+
+    With "lefthash" the last token chooses, with "selfhash" the last `context_width` and the next one (algorithm 3).
+    """
+
+    def __init__(self, vocab_size: int, device: Any = None, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.vocab_size, self.device = vocab_size, device
 
     def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
         result = scores.copy()
@@ -92,20 +108,29 @@ def _hash(start: NDArray[np.int64], data: NDArray[np.int64]) -> NDArray[np.int64
 
 
 @dataclass
-class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
-    """Reweight tokens by a tournament of keyed coin flips (Dathathri et al. 2024, SynthID-Text), once per context."""
+class SynthIDTextWatermarkingConfig(_Settings):
+    """The option `watermarking_config` for SynthID-Text: the length of n-grams and the keys of their coin flips."""
 
     ngram_len: int = field(metadata=integer(2))
     keys: list[int]
-    sampling_table_size: int
-    sampling_table_seed: int
-    context_history_size: int
-    device: Any = None
+    context_history_size: int = 1024
+    sampling_table_seed: int = 0
+    sampling_table_size: int = 2**16
     skip_first_ngram_calls: bool = False
     debug_mode: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+
+class SynthIDTextWatermarkLogitsProcessor(SynthIDTextWatermarkingConfig, LogitsProcessor):
+    """Reweight tokens by a tournament of keyed coin flips (Dathathri et al. 2024, SynthID-Text), once per context."""
+
+    def __init__(
+        self, ngram_len: int, keys: list[int], sampling_table_size: int, sampling_table_seed: int,
+        context_history_size: int, device: Any = None, *args: Any, **settings: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            ngram_len, keys, context_history_size, sampling_table_seed, sampling_table_size, *args, **settings
+        )
+        self.device = device
         raw = _twister(self.sampling_table_seed).random_raw(self.sampling_table_size)
         self._table = (raw & np.uint64(1)).astype(np.int64)
         self._context: Any = None
@@ -136,44 +161,12 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         return np.where(repeated, scores, marked)
 
 
-class _Settings:
-    """The fields of a configuration as a dict."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict, as generation_config.json has them."""
-        return dict(vars(self))
-
-
-@dataclass
-class WatermarkingConfig(_Settings):
-    """The option `watermarking_config`: which share of the vocabulary gets which bias, and what chooses it."""
-
-    greenlist_ratio: float = 0.25
-    bias: float = 2.0
-    hashing_key: int = 15485863
-    seeding_scheme: str = "lefthash"
-    context_width: int = 1
-
-
-@dataclass
-class SynthIDTextWatermarkingConfig(_Settings):
-    """The option `watermarking_config` for SynthID-Text: the length of n-grams and the keys of their coin flips."""
-
-    ngram_len: int
-    keys: list[int]
-    context_history_size: int = 1024
-    sampling_table_seed: int = 0
-    sampling_table_size: int = 2**16
-    skip_first_ngram_calls: bool = False
-    debug_mode: bool = False
-
-
 def watermark(config: Any, vocab_size: int) -> LogitsProcessor:
     """Return the processor of a configuration: one of these two, transformers' of the same name, or a dict."""
     values = dict(config) if isinstance(config, Mapping) else config.to_dict()
     try:
         if "ngram_len" in values:
-            return SynthIDTextWatermarkLogitsProcessor(**values)
+            return SynthIDTextWatermarkLogitsProcessor(**SynthIDTextWatermarkingConfig(**values).to_dict())
         return WatermarkLogitsProcessor(vocab_size, **values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"watermarking_config: {error}") from None

@@ -310,7 +310,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
 
     @generation_config.setter
     def generation_config(self, options: Any) -> None:
-        from refdiff.generation.config import GenerationConfig  # imported late: generation imports model
+        from refdiff.generation.options import GenerationConfig  # imported late: generation imports model
 
         if not isinstance(options, GenerationConfig):
             read, options = options or {}, GenerationConfig()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.generation import generate
 from refdiff.generation.beam import beam_search
-from refdiff.generation.config import GenerationConfig
+from refdiff.generation.options import GenerationConfig
 from tests.backends.cupy.test_model import IDS, MASK, SIZES
 from tests.generation.fakes import FakeModel
 from tests.layers.places import Place
