@@ -212,26 +212,10 @@ def _object(text: str, name: str) -> dict[str, Any]:
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
-    """The fields of --set: words where the field has words, else what JSON would have."""
-    from refdiff.oracle.spec.validation import CHOICES
+    """The fields of --set."""
+    from refdiff.oracle.spec.from_text import parse_fields
 
-    changes: dict[str, Any] = {}
-    for word in words:
-        field, equals, text = word.partition("=")
-        if not equals or not field:
-            raise UsageError(f"--set {word}: must be FIELD=VALUE, such as window=128")
-        try:
-            changes[field] = text if field in CHOICES or field == "preset" else _value(text)
-        except ValueError as error:
-            raise UsageError(f"--set {field}: {json_problem(error)}") from error
-    return changes
-
-
-def _value(text: str) -> Any:
-    words = {"none": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
     try:
-        return json.loads(text, parse_float=finite_float, object_pairs_hook=unique_keys)
-    except (json.JSONDecodeError, RecursionError):
-        return text
+        return parse_fields(words)
+    except ValueError as error:
+        raise UsageError(f"--set {error}") from error

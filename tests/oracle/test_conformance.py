@@ -12,7 +12,8 @@ import pytest
 
 from refdiff.oracle import Recipe, Spec, conformance
 from refdiff.oracle.cases.fixed import PROFILES
-from refdiff.oracle.conformance import recipe_of, select_cases, spec_of
+from refdiff.oracle.conformance import Run
+from refdiff.oracle.spec.from_text import recipe_of, spec_of
 from refdiff.oracle.spec.presets import PRESETS
 
 RIGHT = ("right", "dense_with_gradients", "epsilon_compiled_in")
@@ -20,13 +21,12 @@ ROOT = Path(__file__).parents[2]
 KERNELS = "tests.oracle.user_kernels:"
 
 
-def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int, str]:
-    given = {"REFDIFF_KERNEL": KERNELS + function, **variables}
-    environment = {**outside, "PYTHONPATH": str(ROOT), **given}
+def _run(kernel: str, outside: dict[str, str], *options: str) -> tuple[int, str]:
+    plugin = ["-p", "refdiff.pytest_plugin", "-p", "no:cacheprovider", "-o", "addopts=-p no:refdiff", "-rs"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rs", "--pyargs", "refdiff.oracle.conformance", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", *plugin, "--refdiff-kernel", kernel, *options],
         cwd=ROOT,
-        env=environment,
+        env={**outside, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -50,37 +50,37 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
 def test_correct_functions_pass_and_wrong_ones_fail(
     function: str, recipe: str, profiles: str, says: str, outside: dict[str, str]
 ) -> None:
-    status, text = _run(function, outside, REFDIFF_RECIPE=recipe, REFDIFF_PROFILES=profiles)
+    options = ("--refdiff-recipe", recipe, "--refdiff-profiles", profiles)
+    status, text = _run(KERNELS + function, outside, *options)
     assert says in text, text
     assert text.count("The first case that fails; to have it in Python:") == (function == "wrong_rope")
     assert status == (0 if function in RIGHT else 1), text
 
 
-@pytest.mark.parametrize(("allowed", "status"), [("", 1), pytest.param("1", 0, marks=pytest.mark.slow)])
-def test_a_kernel_that_declines_most_is_no_pass(allowed: str, status: int, outside: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("allowed", "status"), [((), 1), pytest.param(("--refdiff-allow-declined",), 0, marks=pytest.mark.slow)]
+)
+def test_a_kernel_that_declines_most_is_no_pass(allowed: tuple[str, ...], status: int, outside: dict[str, str]) -> None:
     kernel = "tests.oracle.suite.wrong_kernels:declines_most"
-    found, text = _run("right", outside, REFDIFF_KERNEL=kernel, REFDIFF_ALLOW_DECLINED=allowed,
-                       REFDIFF_PROFILES="discriminating,natural")  # fmt: skip
+    found, text = _run(kernel, outside, *allowed, "--refdiff-profiles", "discriminating,natural")
     said = "compared 1 of 6; no gradients: the kernel takes no dout; declined 5: discriminating 4, natural 1\n"
     assert said in text, text
     assert ("more than half. If that is all it is meant to serve" in text) == (status == 1)
     assert found == status, text
 
 
-def test_variables() -> None:
-    assert {c.profile for c in select_cases({})} == set(PROFILES)
-    fields = spec_of("ms_v1").to_dict()
-    recipe = '{"storage": "bf16", "o": "fp32"}'
-    variables = {"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": recipe, "REFDIFF_PROFILES": "tiny_values"}
-    some = select_cases(variables)
+def test_options() -> None:
+    assert {c.profile for c in Run({}).cases()} == set(PROFILES)
+    fields = json.dumps(spec_of("ms_v1").to_dict())
+    some = Run({"spec": fields, "recipe": "bf16,o=fp32", "profiles": "tiny_values"}).cases()
     assert {(c.profile, c.dtype, c.spec) for c in some} == {("tiny_values", "bfloat16", spec_of("ms_v1"))}
     own = spec_of(' {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64}')
     assert own == Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=64)
-    assert {c.profile for c in select_cases({"REFDIFF_PROFILES": "whisper, tiles,"})} == {"tiny_values", "tiles"}
+    assert {c.profile for c in Run({"profiles": "whisper, tiles,"}).cases()} == {"tiny_values", "tiles"}
     assert recipe_of("tf32") == Recipe.of("tf32")
-    changed = spec_of('{"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8, "window": 3}')
-    assert (changed.pairing, changed.window) == ("interleaved", 3)
-    assert recipe_of('{"storage": "fp16", "o": "fp32"}') == Recipe("float16", o="float32")
+    changed = spec_of("ms_v1,query_heads=4, key_heads=2,head_dim=8,window=3,causal=none,softcap=none")
+    assert (changed.pairing, changed.window, changed.causal, changed.layer) == ("interleaved", 3, "none", 2)
+    assert recipe_of('{"storage": "fp16", "o": "fp32"}') == recipe_of("fp16,o=fp32") == Recipe("float16", o="float32")
 
 
 def test_the_docstring_lists_all_presets_and_profiles() -> None:
@@ -91,29 +91,75 @@ def test_the_docstring_lists_all_presets_and_profiles() -> None:
 
 
 def test_an_invalid_kernel_is_reported_once(outside: dict[str, str]) -> None:
-    status, text = _run("nope", outside)
+    status, text = _run(KERNELS + "nope", outside)
     assert status not in (0, 1)
     assert text.count("but tests.oracle.user_kernels has no function 'nope'") == 1, text
     assert "Traceback" not in text
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "says"),
+    ("option", "value", "says"),
     [
-        ("KERNEL", "", "set REFDIFF_KERNEL=package.module:function"),
-        ("KERNEL", KERNELS + "by_name", "must take (spec, inputs) or (inputs), and may also take dout"),
-        ("SPEC", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
-        ("SPEC", '{"heads": 3}', "'heads'"),
-        ("SEED", "one", "REFDIFF_SEED: got 'one', expected a whole number from 0"),
-        ("SIZES", "2x8x8,2xax8", "REFDIFF_SIZES: got '2xax8', expected BxTxS such as 2x512x512"),
-        ("PROFILES", "natural,tile", "REFDIFF_PROFILES: no profile is called 'tile'; did you mean 'tiles'? there are"),
+        ("kernel", None, "give --refdiff-kernel package.module:function"),
+        ("kernel", KERNELS + "by_name", "must take (spec, inputs) or (inputs), and may also take dout"),
+        ("spec", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
+        ("spec", "hf_diffllama,heads=3", "'heads'"),
+        ("spec", "hf_diffllama,window", "--refdiff-spec: window: must be FIELD=VALUE"),
+        ("recipe", "bf16,lamb=float32", "'lamb' is no field of a Recipe, did you mean 'lam'"),
+        ("seed", "one", "--refdiff-seed: got 'one', expected a whole number from 0"),
+        ("sizes", "2x8x8,2xax8", "--refdiff-sizes: got '2xax8', expected BxTxS such as 2x512x512"),
+        (
+            "profiles",
+            "natural,tile",
+            "--refdiff-profiles: no profile is called 'tile'; did you mean 'tiles'? there are",
+        ),
     ],
 )
-def test_invalid_environment_variables_are_reported(
-    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REFDIFF_KERNEL", KERNELS + "right")
-    monkeypatch.setenv(f"REFDIFF_{variable}", value)
+def test_invalid_options_are_reported(option: str, value: str | None, says: str) -> None:
+    options = SimpleNamespace(**{"refdiff_kernel": KERNELS + "right", f"refdiff_{option}": value})
     with pytest.raises(pytest.Collector.CollectError) as refused:
-        conformance.pytest_generate_tests(SimpleNamespace(fixturenames=["case"]))
+        conformance.pytest_generate_tests(
+            SimpleNamespace(fixturenames=["case"], config=SimpleNamespace(option=options))
+        )
     assert says in str(refused.value)
+
+
+OWN = """
+import numpy as np
+import pytest
+from refdiff import oracle
+
+SPEC = oracle.Spec.preset("attention", query_heads=4, key_heads=2, head_dim=8)
+
+
+@pytest.mark.parametrize("mine", [SPEC, SPEC.replace(softcap=3.0)])
+def test_mine(attention_oracle, mine):
+    case = attention_oracle.cases(spec=SPEC)[1]
+    computed = oracle.truth(mine, case.inputs).out.astype(np.float32)
+    assert bool(attention_oracle.check(computed, case.inputs, spec=SPEC, recipe="float32")) == (mine is SPEC)
+    attention_oracle.assert_close(computed, case.inputs, spec=SPEC, recipe="float32")
+
+
+def test_other():
+    pass
+
+
+def test_of_the_command_line(attention_oracle):
+    case = attention_oracle.cases("natural")[0]
+    attention_oracle.assert_close(oracle.truth(case.spec, case.inputs).out.astype(np.float32), case.inputs)
+"""
+
+
+def test_the_fixture(outside: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "pytest.ini").touch()
+    command = [sys.executable, "-m", "pytest", "-p", "refdiff.pytest_plugin", "-m", "refdiff", "-q"]
+    environment = {**outside, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:refdiff"}
+    given = ("--refdiff-spec", "attention,window=3", "--refdiff-recipe", "float32")
+    text = subprocess.run([*command, *given], cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert "1 failed, 2 passed, 1 deselected" in text, text
+    assert "-- refdiff --" in text
+    assert "Failed: fail, judged as float32; diagnosis: unique: softcap = 3" in text
+    assert "raise AssertionError" not in text
+    without = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert "spec: got None, expected a Spec or a preset's name, here or as --refdiff-spec" in without

@@ -51,7 +51,7 @@ def import_kernel(name: str) -> Any:
         ValueError: `name` has another form, names nothing that can be called, or cannot be imported; or the function's
             parameters are not those of a kernel.
     """
-    got = f"REFDIFF_KERNEL: got {name!r}"
+    got = f"got {name!r}"
     module, _, function = name.partition(":")
     if not module or not function:
         raise ValueError(f"{got}, expected package.module:function")
@@ -221,14 +221,14 @@ def report(
 
     Args:
         case: from `cases`, called with one spec.
-        spec: the value of `REFDIFF_SPEC`.
+        spec: the value of `--refdiff-spec`.
         found: the outcome, with the outputs to be diagnosed; None for no diagnosis.
     """
     replaced = case.name.endswith(f"-d{case.spec.head_dim}")
     lines = (
         f"{title}; to have it in Python:",
         "  from refdiff import oracle",
-        "  from refdiff.oracle.conformance import spec_of",
+        "  from refdiff.oracle.spec.from_text import spec_of",
         f"  spec = spec_of({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if replaced else ""),
         f"  case = {case.source}",
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from refdiff.oracle import Case, Recipe
-from refdiff.oracle.conformance import select_cases
+from refdiff.oracle.conformance import Run
 from refdiff.oracle.suite.outcome import Outcome, judge_case, judge_relation
 from refdiff.oracle.suite.relations import (
     dout_strides_do_not_matter,
@@ -21,7 +21,7 @@ from tests.oracle.suite import wrong_kernels
 
 
 def _cases(profile: str, dtype: str) -> list[Case]:
-    return select_cases({"REFDIFF_PROFILES": profile, "REFDIFF_RECIPE": dtype})
+    return Run({"profiles": profile, "recipe": dtype}).cases()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_wrong_kernel_fails(kernel: str, profile: str, dtype: str) -> None:
 @pytest.mark.parametrize("preset", ["hf_diffllama", pytest.param("ms_v1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mistake", ["with_the_wrong_sign", "without_their_exponentials", "of_the_first_map"])
 def test_a_mistake_that_is_small_beside_the_terms_of_a_sum_fails(mistake: str, preset: str) -> None:
-    found = select_cases({"REFDIFF_SPEC": preset, "REFDIFF_PROFILES": "natural", "REFDIFF_RECIPE": "bfloat16"})
+    found = Run({"spec": preset, "profiles": "natural", "recipe": "bfloat16"}).cases()
     kernel = getattr(wrong_kernels, f"lambda_gradients_{mistake}")
     assert "fail" in {judge_case(kernel, Recipe("bfloat16"), case).status for case in found}
     right = {judge_case(user_kernels.dense_with_gradients, Recipe("bfloat16"), c).status for c in found}
@@ -123,12 +123,12 @@ def test_a_kernel_may_be_allowed_to_leave_gradients_of_parameters_out() -> None:
 
 
 def test_sizes_of_your_own() -> None:
-    found = select_cases({"REFDIFF_PROFILES": "natural", "REFDIFF_SIZES": "2x5x9, 1x70x70"})[2:]
+    found = Run({"profiles": "natural", "sizes": "2x5x9, 1x70x70"}).cases()[2:]
     assert [(c.name, c.inputs["q"].shape[2], c.inputs["k"].shape[2]) for c in found] == [
         ("2x5x9-float32-0", 5, 9),
         ("1x70x70-float32-0", 70, 70),
     ]
-    thorough = select_cases({"REFDIFF_PROFILES": "modules", "REFDIFF_SET": "thorough"})
+    thorough = Run({"profiles": "modules", "thorough": True}).cases()
     assert max(c.structure.queries for c in thorough) == 1024
     assert {(c.spec.head_dim, c.structure.queries) for c in thorough if c.spec.head_dim > 16} == {
         (64, 256),

@@ -11,6 +11,7 @@ import pytest
 
 from refdiff.oracle import Case, Recipe, cases, conformance, diagnosis
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.spec.from_text import spec_of
 from refdiff.oracle.suite.outcome import (
     DIAGNOSIS_LINES,
     Outcome,
@@ -105,9 +106,8 @@ SPEC = small_spec("hf_diffllama")
     ],
 )
 def test_the_reported_code_reproduces_the_case(spec: str) -> None:
-    chosen = {"REFDIFF_SPEC": spec, "REFDIFF_RECIPE": "float16", "REFDIFF_SEED": "3", "REFDIFF_SIZES": "2x5x9, 1x7x7"}
-    found = conformance.select_cases(chosen)
-    large = cases("tiles", 3, spec=conformance.spec_of(spec), dtype="float16", thorough=True)[-1]
+    found = conformance.Run({"spec": spec, "recipe": "float16", "seed": "3", "sizes": "2x5x9, 1x7x7"}).cases()
+    large = cases("tiles", 3, spec=spec_of(spec), dtype="float16", thorough=True)[-1]
     assert {case.spec.head_dim for case in found} == ({8} if "{" in spec else {16, 64, 96, 128})
     assert large.structure.keys == 4096
     for case in (*found, large):
@@ -159,7 +159,7 @@ def test_the_first_failing_case_within_the_size_limit_is_diagnosed() -> None:
     ],
 )
 def test_an_invalid_kernel_is_reported_before_anything_is_computed(name: str, says: str) -> None:
-    with raises(ValueError, f"REFDIFF_KERNEL: got {name!r}, {says}"):
+    with raises(ValueError, f"got {name!r}, {says}"):
         import_kernel(name)
 
 

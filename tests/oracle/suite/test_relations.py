@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.oracle import Recipe, Spec
 from refdiff.oracle.cases.values import round_to_storage
-from refdiff.oracle.conformance import select_cases
+from refdiff.oracle.conformance import Run
 from refdiff.oracle.inputs.signature import adapt_kernel
 from refdiff.oracle.suite import relations
 from refdiff.oracle.suite.outcome import judge_case
@@ -76,7 +76,7 @@ CAUGHT_BY_CASES: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("kernel", CAUGHT_BY_CASES)
 def test_the_truth_fails_what_breaks_other_relations(kernel: str) -> None:
-    found = select_cases({"REFDIFF_SPEC": "ms_v1", "REFDIFF_PROFILES": "natural,layout"})
+    found = Run({"spec": "ms_v1", "profiles": "natural,layout"}).cases()
     wrong = CAUGHT_BY_CASES[kernel]
     assert any(
         judge_case(lambda spec, inputs: wrong(spec, inputs), Recipe("float32"), case).status == "fail" for case in found
