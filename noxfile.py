@@ -197,13 +197,6 @@ def lowest(session: nox.Session) -> None:
     smoke(session)
 
 
-@nox.session
-def cluster(session: nox.Session) -> None:
-    """The commands of the guide to clusters, with two workers on this machine."""
-    install(session, "test,dask")
-    pytest(session, "-m", "", "tests/cluster", **ONE_THREAD)
-
-
 @nox.session(python=PYTHONS)
 def installed(session: nox.Session) -> None:
     """The wheel under one Python: arguments, files, text and processes; what layers compute depends on NumPy alone."""

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-ALL_RUN = ("parity", "cluster", "browser")
+ALL_RUN = ("parity", "browser")
 """Of these sessions every test must have run; of `slow` those of these modules:"""
 MODULES = ("tests.cuda.test_nvrtc", "tests.cuda.test_cupy_uses")
 

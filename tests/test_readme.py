@@ -25,8 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README} | {path.name: path.read_text(encoding="utf-8") for path in sorted(GUIDES.glob("*.md"))}
 ELSEWHERE = {
     "<!-- test commands -->": ".ci/run",
-    "<!-- cluster -->": "tests/cluster/test_clusters_guide.py",
-    "<!-- joblib -->": "tests/cluster/test_clusters_guide.py",
+    "<!-- shards -->": "tests/cli/prompts_file/test_run.py",
     "<!-- excerpt -->": "test_the_excerpt_is_of_the_sixty_lines",
     "--backend cupy": "test_the_commands_for_a_gpu_are_ones_that_there_are",
     "python -m pytest -m slow": ".ci/run",

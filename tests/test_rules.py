@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "refdiff"
 # A file imports only from folders before its own: the tree is the path of the data, and the order of imports.
 ORDER = (
-    "limits", "messages", "refused", "browser", "errors", "files", "memory", "arrays", "cluster", "bundled", "hub",
+    "limits", "messages", "refused", "browser", "errors", "files", "memory", "arrays", "bundled", "hub",
     "layers", "backends", "model", "convert", "generation", "training", "pipelines", "oracle", "viz", "exercises",
     "bench", "cli",
 )  # fmt: skip

@@ -53,7 +53,6 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     many.add_argument("--batch-size", type=one, default=1, metavar="N", help="prompts in one pass of the model")
     many.add_argument("--num-shards", type=one, default=1, metavar="N", help="split prompts among N runs")
     many.add_argument("--shard-index", type=Number(int, 0), default=0, metavar="I", help="this run's shard")
-    many.add_argument("--dask", metavar="ADDRESS", help="address of a dask scheduler")
     machine = parser.add_argument_group("machine")
     flags.add_machine(machine)
     flags.add_common(machine)
@@ -147,16 +146,15 @@ def _check_together(args: argparse.Namespace) -> None:
         )
     if args.prompts_file is None:
         many = {
-            "--dask": args.dask is not None,
             "--num-shards": args.num_shards > 1,
             "--shard-index": args.shard_index > 0,
             "--batch-size": args.batch_size > 1,
         }
         refuse("no effect without --prompts-file; add that, or leave {} out", many)
-        answering.check_greedy(args)
     else:
         one = {"--json": args.json, "--no-stream": args.no_stream}
         refuse("only for one prompt; --prompts-file always writes lines of JSON", one)
+    answering.check_greedy(args)
     if "" in (args.stop or []):
         raise UsageError("--stop: got nothing, expected the text to stop before")
 

@@ -11,15 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import Any
 from unicodedata import category, east_asian_width
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
-
-T = TypeVar("T")
 
 AFTER = 2.0
 """Seconds after which a terminal shows what is being done."""
@@ -186,15 +184,6 @@ def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[C
         yield done
     finally:
         done()
-
-
-@contextmanager
-def connecting(cluster: AbstractContextManager[T], address: str, *, quiet: bool = False) -> Iterator[T]:
-    """Enter a context that waits for the workers of a scheduler, and show on a terminal that it does."""
-    with ExitStack() as stack:
-        with waiting(f"waiting for the workers of {address}", quiet=quiet):
-            client = stack.enter_context(cluster)
-        yield client
 
 
 def _rewrite_line(text: str) -> None:

@@ -6,10 +6,7 @@ import io
 import json
 import os
 import re
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
 
@@ -18,7 +15,6 @@ import pytest
 from refdiff import CheckpointError
 from refdiff.cli.process import silence_panics
 from refdiff.cli.terminal import (
-    connecting,
     format_error,
     note,
     one_line,
@@ -118,24 +114,6 @@ def test_names_in_a_report_cannot_drive_a_terminal(capsys: pytest.CaptureFixture
     assert text == "\\x1b[31m\\x07\\x7f\\x9b\\u202e日本\\u200d👩\n" + "x" * 9_000 + "\n"
     assert fields == '\n  "name": "\\u001b[31m\\u0007\\u007f\\u009b\\u202e日本\u200d👩"\n}\n'
     assert json.loads("{" + fields) == {"name": name}
-
-
-def test_a_scheduler_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    err = _Terminal()
-
-    @contextmanager
-    def cluster() -> Iterator[str]:
-        wait_until(lambda: "waiting" in err.getvalue())
-        yield "client"
-        sys.stderr.write("left")
-
-    monkeypatch.setattr("refdiff.cli.terminal.AFTER", 0.01)
-    monkeypatch.setattr("sys.stderr", err)
-    with connecting(cluster(), "tcp://x:1") as client:
-        assert client == "client"
-        sys.stderr.write("a bar, ")
-    said = r"(\rwaiting for the workers of tcp://x:1 ... \d+ s\x1b\[K)+\r\x1b\[K"
-    assert re.fullmatch(f"{said}a bar, left", err.getvalue())
 
 
 def test_output_of_a_native_call_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:

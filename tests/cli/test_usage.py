@@ -64,7 +64,6 @@ USAGE = (
     ("convert bundled '' --to paper", "OUTPUT: got nothing, expected a value; see refdiff convert -h"),
     ("train '' -o run", "TEXT: got nothing, expected a value; see refdiff train -h"),
     ("generate --stop '' a", "--stop: got nothing"),
-    ("generate --dask tcp://127.0.0.1:1 ab", "--dask: no effect without --prompts-file; add that, or leave --dask out"),
     ("generate --num-shards 2 a", "--num-shards: no effect without --prompts-file; add that, or leave --num-sh"),
     ("generate --shard-index 3 --num-shards 3 a", "--shard-index: got 3, expected 0 to 2 with --num-shards 3"),
     ("generate --temp 0 --top-k 5 --min-p 0.1 a", "--top-k, --min-p: no effect with --temp"),

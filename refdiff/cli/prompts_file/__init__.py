@@ -1,1 +1,1 @@
-"""`--prompts-file`: many prompts → JSON lines, in batches, in shards, on one machine or a cluster, and resumable."""
+"""`--prompts-file`: many prompts → JSON lines, in batches, in shards, and resumable."""

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import hashlib
 import json
-import os
-import stat
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.reading import Prompt
@@ -23,83 +16,58 @@ from refdiff.files import lock
 
 SAME_ANSWER = frozenset({
     "command", "prompt", "prompt_flag", "file", "prompts_file", "output", "json", "no_stream", "quiet", "debug",
-    "offline", "seed", "num_shards", "shard_index", "batch_size", "dask", "threads", "backend", "weights", "no_mmap",
+    "offline", "seed", "num_shards", "shard_index", "batch_size", "threads", "backend", "weights", "no_mmap",
 })  # fmt: skip
 """The options that leave each answer as it is, up to rounding error. An answer's seed is compared by itself."""
 
 _OPENING = b'{"index": '  # of every line
-_SYNC_EVERY = 1.0  # seconds; a killed process loses nothing that was flushed, a power cut at most this much
 
 
-class Answers:
-    """The file of answers, and which prompts have one, in 32 bytes of memory each. Without a path, standard output.
-
-    The file is unchanged until the first line is written. A new file without a line is removed after an error.
+@contextlib.contextmanager
+def open_answers(path: str | None) -> Iterator[Answers]:
+    """Open the file of answers, or standard output without a path; the file is unchanged until a line is written.
 
     Raises:
         UsageError: the file holds something else, or another run is writing to it.
     """
+    if path is None:
+        yield Answers("standard output", sys.stdout.buffer)
+        return
+    file = open(path, "ab+")  # noqa: PTH123, SIM115, there is one way to open in this mode
+    try:
+        if not lock(file, wait=False):
+            raise UsageError(f"{path}: another run is writing to it; wait for it or give another -o")
+        answers = Answers(path, file)
+        answers._read()
+        yield answers
+    finally:
+        with contextlib.suppress(OSError):  # it flushes a line once more that could not be written
+            file.close()
 
-    def __init__(self, path: str | None) -> None:
-        self._path = path
-        self._end: int | None = None
-        self._synced = time.monotonic()
-        self._rows = np.empty((0, 4), dtype=np.int64)  # index, line, where it starts, what it answers: by index
-        if path is None:
-            self._file: BinaryIO = sys.stdout.buffer
-            return
-        self._is_new = not os.path.lexists(path)
-        self._file = open(path, "ab+")  # noqa: PTH123, SIM115, there is one way to open in this mode; see __exit__
-        try:
-            if not lock(self._file, wait=False):
-                raise UsageError(f"{path}: another run is writing to it; wait for it or give another -o")
-            self._read(path)
-        except BaseException:
-            self._file.close()
-            raise
 
-    def __enter__(self) -> Answers:
-        return self
+class Answers:
+    """The file of answers, and which prompts have one."""
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._path is None:
-            return
-        try:
-            with self._name_errors():
-                self._file.flush()
-                _sync(self._file)
-        finally:
-            is_empty = os.fstat(self._file.fileno()).st_size == 0
-            with contextlib.suppress(OSError):  # it flushes once more
-                self._file.close()
-            if error is not None and self._is_new and is_empty:
-                Path(self._path).unlink()
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self._name, self._file = name, file
+        self._end: int | None = None  # where the incomplete line of a killed run begins
+        self._done: dict[int, tuple[int, str, Any, str | None]] = {}
+        """The line, text, seed and run of the answer to a prompt, by its index."""
 
-    @contextlib.contextmanager
-    def _name_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename = self._path
-            raise
-
-    def _read(self, path: str) -> None:
-        found = array.array("q")
+    def _read(self) -> None:
         self._file.seek(0)
         end = 0
         for number, line in enumerate(self._file, 1):
-            where = f"{path} line {number}"
+            where = f"{self._name} line {number}"
             if not line.endswith(b"\n"):  # the run was killed while it wrote this line
                 if not (line.startswith(_OPENING) or _OPENING.startswith(line)):
                     raise UsageError(f"{where}: not a line that generate wrote; give another -o")
                 self._end = end
                 break
             if line.strip():
-                index, text, seed, run = _parsed(line, where)
-                found.extend((index, number, end, hash((text, seed, run))))
+                index, *answer = _parsed(line, where)
+                self._done[index] = (number, *answer)
             end += len(line)
-        rows = np.frombuffer(found, dtype=np.int64).reshape(-1, 4)
-        self._rows = rows[np.argsort(rows[:, 0], kind="stable")]
 
     def has(self, prompt: Prompt, seed: int, run: str) -> bool:
         """Return whether a prompt has been answered with this seed; `run` is the digest of model and options.
@@ -107,43 +75,38 @@ class Answers:
         Raises:
             UsageError: the answer has another text, seed or digest.
         """
-        first, last = np.searchsorted(self._rows[:, 0], [prompt.index, prompt.index + 1])
-        for row in self._rows[first:last]:
-            if row[3] != hash((prompt.text, seed, run)):
-                self._refuse(row, prompt, seed, run)
-        return bool(last > first)
-
-    def _refuse(self, row: Any, prompt: Prompt, seed: int, run: str) -> None:
-        self._file.seek(int(row[2]))
-        where = f"{self._path} line {row[1]}"
-        index, text, written, before = _parsed(self._file.readline(), where)
+        if prompt.index not in self._done:
+            return False
+        number, text, seed_before, run_before = self._done[prompt.index]
+        where = f"{self._name} line {number}"
         if text != prompt.text:
-            raise _not_there(where, index)
-        if written != seed:
-            raise UsageError(f"{where}: has seed {written}, this run would use {seed}; give the same -s or another -o")
-        raise UsageError(f"{where}: was made with another {_different(before, run)}; give the same or another -o")
+            raise _other_prompts(where, prompt.index)
+        if seed_before != seed:
+            raise UsageError(
+                f"{where}: has seed {seed_before}, this run would use {seed}; give the same -s or another -o"
+            )
+        if run_before != run:
+            different = _different(run_before, run)
+            raise UsageError(f"{where}: was made with another {different}; give the same or another -o")
+        return True
 
     def check_count(self, prompts: int) -> None:
         """Raise `UsageError` for an answer of a prompt after the last."""
-        if len(self._rows) and self._rows[-1, 0] >= prompts:
-            raise _not_there(f"{self._path} line {self._rows[-1, 1]}", self._rows[-1, 0])
-
-    def cut(self) -> None:
-        """Remove an incomplete last line."""
-        if self._end is not None:
-            self._file.truncate(self._end)
-            self._end = None
+        if (last := max(self._done, default=0)) >= prompts:
+            raise _other_prompts(f"{self._name} line {self._done[last][0]}", last)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a line and flush it; sync the file to the disk at most once a second."""
+        """Append a line and flush it: a process that is killed later does not lose it."""
         line = json_text(row, allow_nan=False).encode() + b"\n"
-        with self._name_errors():
-            self.cut()
+        try:
+            if self._end is not None:
+                self._file.truncate(self._end)
+                self._end = None
             self._file.write(line)
             self._file.flush()
-            if self._path is not None and time.monotonic() - self._synced > _SYNC_EVERY:
-                _sync(self._file)
-                self._synced = time.monotonic()
+        except OSError as error:
+            error.filename = self._name
+            raise
 
 
 def digest(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -165,27 +128,20 @@ def _different(before: str | None, run: str) -> str:
     return ", ".join("-m" if name == "model" else f"--{name.replace('_', '-')}" for name in names)
 
 
-def _parsed(line: bytes, where: str) -> tuple[int, str, Any, Any]:
+def _parsed(line: bytes, where: str) -> tuple[int, str, Any, str | None]:
     """Return the index, prompt, seed and run of a line."""
     try:
         row = json.loads(line)
-        index, seed = row["index"], row["seed"]
+        index, seed, run = row["index"], row["seed"], row.get("run")
         text = (
             row["prompt"] if "messages" not in row else json.dumps(row["messages"], ensure_ascii=False, sort_keys=True)
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{where}: not a line that generate wrote; give another -o") from None
-    if not isinstance(index, int) or not 0 <= index < 2**63 or not isinstance(text, str):
-        raise _not_there(where, index)
-    run = row.get("run")
+    if not isinstance(index, int) or index < 0 or not isinstance(text, str):
+        raise _other_prompts(where, index)
     return index, text, seed if isinstance(seed, int) else repr(seed), run if isinstance(run, str) else None
 
 
-def _not_there(where: str, index: object) -> UsageError:
+def _other_prompts(where: str, index: object) -> UsageError:
     return UsageError(f"{where}: answers a prompt that is not at index {index} of the prompts; give another -o")
-
-
-def _sync(file: BinaryIO) -> None:
-    """Sync a regular file to the disk."""
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        os.fsync(file.fileno())

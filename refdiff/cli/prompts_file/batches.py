@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from refdiff.cli.loading import load
 from refdiff.cli.prompts_file.reading import Prompt
 from refdiff.cli.terminal import one_line
 from refdiff.cli.transcript import Transcript
-from refdiff.generation.options import Options, resolve
+from refdiff.generation.options import resolve
 from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 
@@ -29,32 +29,20 @@ _COUNT_PADDING = ("no_repeat_ngram_size", "bad_words_ids", "sequence_bias")
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt, the seed of its text, and letters that stand for the model and all other options."""
+    """A prompt, the seed of its text, and the digest of the model and all other options."""
 
     prompt: Prompt
     seed: int
     run: str
 
 
-def batched(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
-    """Yield batches of up to `size` tasks, in their order; those of a batch have the same options of generation."""
-    for _, alike in itertools.groupby(tasks, _choices):
-        while batch := list(itertools.islice(alike, size)):
-            yield batch
-
-
-def _choices(task: Task) -> dict[str, Any]:
-    return {name: value for name, value in task.prompt.options.items() if name not in ("seed", "system")}
-
-
 @dataclass(frozen=True)
 class _EncodedPrompt:
+    task: Task
     text: str
     ids: list[int]
-    seed: int
     limit: int
     given: dict[str, Any]
-    options: Options
 
 
 class Answering:
@@ -68,67 +56,64 @@ class Answering:
         answering.check_length(self._model, self._common)
 
     def __call__(self, tasks: Sequence[Task]) -> list[Result]:
-        """Answer tasks of the same options."""
-        results: list[Result] = [""] * len(tasks)
-        groups: dict[Any, list[tuple[int, _EncodedPrompt]]] = {}
-        for i, task in enumerate(tasks):
+        """Answer tasks; those whose options differ do not go through the model together."""
+        results: dict[int, Result] = {}
+        groups: dict[Any, list[_EncodedPrompt]] = {}
+        for task in tasks:
             try:
                 prompt = self._encode(task)
+                groups.setdefault(self._batch_key(prompt), []).append(prompt)
             except _FAILURES as error:
-                results[i] = self._failed(error)
-            else:
-                groups.setdefault(self._batch_key(i, prompt), []).append((i, prompt))
+                results[task.prompt.index] = self._failed(task, error)
         for group in groups.values():
-            for (i, _), result in zip(group, self._answer([prompt for _, prompt in group]), strict=True):
-                results[i] = result
-        for i, task in enumerate(tasks):
-            if isinstance(result := results[i], str) and task.prompt.problem is None:
-                results[i] = f"{task.prompt.where}: {result}"
-        return results
+            results |= self._answer(group)
+        return [results[task.prompt.index] for task in tasks]
 
-    def _failed(self, error: Exception) -> str:
+    def _failed(self, task: Task, error: Exception) -> str:
         if self._args.debug:
             raise error
-        return one_line(error)
+        return one_line(error) if task.prompt.problem is not None else f"{task.prompt.where}: {one_line(error)}"
 
     def _encode(self, task: Task) -> _EncodedPrompt:
         if task.prompt.problem is not None:
             raise ValueError(task.prompt.problem)
-        answering.check_length(self._model, task.prompt.options, "max_new_tokens")
-        given, messages = {**self._common, **task.prompt.options}, task.prompt.messages
+        own, messages = task.prompt.options, task.prompt.messages
+        if "system" in own and not self._args.chat:
+            raise ValueError("system: has a place in a chat template only; add --chat")
+        answering.check_length(self._model, own, "max_new_tokens")
+        given = {**self._common, **own}
         if messages is None and self._args.chat:
             messages = answering.chat_messages(task.prompt.text, given.get("system", self._args.system))
         text, ids = answering.encode(self._model, self._tokenizer, task.prompt.text, messages)
-        limit = answering.length_limit(self._model, given, len(ids))
-        options = resolve(self._model, answering.call_options(self._tokenizer, given))
-        return _EncodedPrompt(text, ids, task.seed, limit, given, options)
+        return _EncodedPrompt(task, text, ids, answering.length_limit(self._model, given, len(ids)), given)
 
-    def _batch_key(self, i: int, prompt: _EncodedPrompt) -> Any:
+    def _batch_key(self, prompt: _EncodedPrompt) -> Any:
         """Return a key: prompts with equal keys have the same texts in one batch as alone, up to rounding error."""
-        options = prompt.options
+        options = resolve(self._model, answering.call_options(self._tokenizer, prompt.given))
         rope = self._model.config.rope_parameters.get("rope_type")
         if rope in LENGTH_DEPENDENT or options.prompt_lookup_num_tokens is not None or not prompt.ids:
-            return i
+            return prompt.task.prompt.index
+        same = json.dumps({n: x for n, x in prompt.given.items() if n not in ("seed", "system")}, sort_keys=True)
         padded = any(getattr(options, name) for name in _COUNT_PADDING)
-        return ("together", prompt.limit if options.num_beams > 1 else None, len(prompt.ids) if padded else None)
+        return same, prompt.limit if options.num_beams > 1 else None, len(prompt.ids) if padded else None
 
-    def _answer(self, prompts: list[_EncodedPrompt]) -> list[Result]:
+    def _answer(self, prompts: list[_EncodedPrompt]) -> dict[int, Result]:
         """Answer a batch; if it fails, answer each prompt alone, so that only the wrong ones fail."""
         try:
-            return list(self._generate(prompts))
+            return dict(self._generate(prompts))
         except _FAILURES as error:
             if len(prompts) == 1:
-                return [self._failed(error)]
-        return [result for prompt in prompts for result in self._answer([prompt])]
+                return {prompts[0].task.prompt.index: self._failed(prompts[0].task, error)}
+        return {index: result for prompt in prompts for index, result in self._answer([prompt]).items()}
 
-    def _generate(self, prompts: list[_EncodedPrompt]) -> Iterator[dict[str, Any]]:
+    def _generate(self, prompts: list[_EncodedPrompt]) -> Iterator[tuple[int, Result]]:
         limit = min(prompt.limit for prompt in prompts)
         padded = pad_prompts([prompt.ids for prompt in prompts])
         longest = padded["input_ids"].shape[1]
         out = self._model.generate(
             padded["input_ids"],
             attention_mask=padded["attention_mask"],
-            seed=[prompt.seed for prompt in prompts],
+            seed=[prompt.task.seed for prompt in prompts],
             max_new_tokens=limit,
             num_return_sequences=1,
             return_dict_in_generate=True,
@@ -147,4 +132,5 @@ class Answering:
             if transcript.finish_reason == "length" and limit < prompt.limit:  # another prompt has a lower limit
                 yield from self._generate([prompt])
             else:
-                yield answering.result_fields(transcript, prompt.seed, echo=prompt.text if self._args.echo else "")
+                echo = prompt.text if self._args.echo else ""
+                yield prompt.task.prompt.index, answering.result_fields(transcript, prompt.task.seed, echo=echo)

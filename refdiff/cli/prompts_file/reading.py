@@ -1,4 +1,4 @@
-"""A file of prompts, one a line or JSONL, read as they come."""
+"""A file of prompts, one a line or JSONL."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
-from refdiff.cli.answering import FILTERS, NUMBERS
+from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.loading import open_input
+from refdiff.cli.terminal import note
 from refdiff.files import finite_float, unique_keys
-from refdiff.messages import json_problem, json_type, show_name, show_value
+from refdiff.messages import json_problem, json_type, show_value
 
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
@@ -35,116 +37,56 @@ class Prompt:
     where: str = field(default="", compare=False)
 
 
-class Prompts:
-    """The prompts of a file, read line by line; empty lines do not count.
+def read_prompts(path: str) -> list[Prompt]:
+    """Return the prompts of a file; empty lines do not count. A line that is no prompt costs no other.
 
     A file is JSONL if its name ends in .jsonl or its first line is a JSON object.
 
-    Attributes:
-        repeatable: whether it can be read again; a pipe cannot.
-        ignored: names of unknown fields read so far.
-        samples, has_system: whether some prompt read so far has a temperature above 0, or a system message.
-
     Raises:
-        UsageError: while it is iterated over, at a line that is not UTF-8, naming file and line; or no prompts at all.
+        UsageError: a line is not UTF-8 or too long, naming file and line; or there is no prompt at all.
     """
-
-    def __init__(self, path: str, temperature: float | None = None) -> None:
-        self.name = "standard input" if path == "-" else path
-        self._json = path.endswith(".jsonl")
-        self._temperature = temperature
-        self._file = sys.stdin.buffer if path == "-" else open_input("--prompts-file", path)
-        self.repeatable = self._file.seekable()
-        self._start = self._file.tell() if self.repeatable else 0
-        self.ignored: dict[str, None] = {}
-        self.samples = self.has_system = False
-
-    def __enter__(self) -> Prompts:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not sys.stdin.buffer:
-            self._file.close()
-
-    def __iter__(self) -> Iterator[Prompt]:
-        if self.repeatable:
-            self._file.seek(self._start)
-        index = -1
-        for index, (where, line) in enumerate(self._lines()):
-            if index == 0:
-                self._json = self._json or _is_object(line)
-                if not self._json and _is_array(line):
+    name = "standard input" if path == "-" else path
+    prompts: list[Prompt] = []
+    ignored: dict[str, None] = {}
+    is_json = path.endswith(".jsonl")
+    with nullcontext(sys.stdin.buffer) if path == "-" else open_input("--prompts-file", path) as file:
+        for index, (where, line) in enumerate(_lines(file, name)):
+            if index == 0 and not is_json:
+                is_json = _is_object(line)
+                if line.strip() == "[" or line.strip().startswith("[{"):
                     raise UsageError(
                         f"{where}: got a JSON array, expected one object a line, as `jq -c '.[]'` writes them"
                     )
             try:
-                prompt = self._parse_json(index, where, line) if self._json else Prompt(index, line, where=where)
-            except UsageError as error:  # the other lines are still answered
-                prompt = Prompt(index, "", problem=str(error), where=where)
-            yield prompt
-        if index < 0:
-            raise UsageError(f"{self.name}: no prompts in it; give one a line")
-
-    def _lines(self) -> Iterator[tuple[str, str]]:
-        """Yield file and number, and the text, of each line that is not empty."""
-        # Only a newline ends a line: U+2028 and the like are text, and JSON leaves them as they are.
-        for number, raw in enumerate(iter(lambda: self._file.readline(MAX_PROMPT + 1), b""), 1):
-            where = f"{self.name} line {number}"
-            if len(raw) > MAX_PROMPT:
-                raise UsageError(
-                    f"{where}: longer than {MAX_PROMPT:,} bytes, the most that a prompt may have; is it a file of "
-                    "prompts, one a line?"
+                prompt = (
+                    _parse(len(prompts), where, line, ignored) if is_json else Prompt(len(prompts), line, where=where)
                 )
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
-            except UnicodeDecodeError:
-                raise UsageError(f"{where}: not UTF-8; convert the file, for instance with iconv") from None
-            if line.strip():
-                yield where, line
+            except UsageError as error:
+                prompt = Prompt(len(prompts), "", problem=str(error), where=where)
+            prompts.append(prompt)
+    if not prompts:
+        raise UsageError(f"{name}: no prompts in it; give one a line")
+    if ignored:
+        note(f"refdiff: warning: {name}: unknown fields are ignored: {', '.join(ignored)}")
+    return prompts
 
-    def _parse_json(self, index: int, where: str, line: str) -> Prompt:
-        try:
-            row = json.loads(
-                line, parse_constant=_refuse_constant, parse_float=finite_float, object_pairs_hook=unique_keys
-            )
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: not JSON: {json_problem(error)}") from None
-        if not isinstance(row, dict):
-            raise UsageError(f'{where}: got {json_type(row)}, expected an object, {{"prompt": "..."}}')
-        _check_characters(row, where)
-        self.ignored.update(dict.fromkeys(key for key in row if key not in _FIELDS))
-        row = {key: value for key, value in row.items() if value is not None}  # null: not given
-        messages = _messages(row, where)
-        text = row.get("prompt", row.get("text"))
-        if messages is not None and text is not None:
-            raise UsageError(f"{where}: got a prompt and messages, expected one of them")
-        if messages is not None:
-            text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
-        if not isinstance(text, str):
-            got = "no prompt" if text is None else f"{json_type(text)} as prompt"
-            raise UsageError(f'{where}: got {got}, expected a field "prompt" (or "text") that is a string')
-        options = _options(row, where)
-        self._check_greedy(options, where)
-        self.samples = self.samples or bool(options.get("temperature"))
-        self.has_system = self.has_system or "system" in options
-        return Prompt(index, text, row.get("id"), options, messages, where=where)
 
-    def _check_greedy(self, options: dict[str, Any], where: str) -> None:
-        """Raise `UsageError` for a filter of the line that has no effect, as for the flags."""
-        filters = [name for name in FILTERS if name in options]
-        if filters and options.get("temperature", self._temperature) == 0:
-            said, more = (
-                ("temperature", "")
-                if "temperature" in options
-                else ("--temperature", "; give this prompt a temperature too")
-            )
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
+    """Yield file and number, and the text, of each line that is not empty."""
+    # Only a newline ends a line: U+2028 and the like are text, and JSON leaves them as they are.
+    for number, raw in enumerate(iter(lambda: file.readline(MAX_PROMPT + 1), b""), 1):
+        where = f"{name} line {number}"
+        if len(raw) > MAX_PROMPT:
             raise UsageError(
-                f"{where}: {', '.join(filters)}: no effect with {said} 0, which takes the most probable token{more}"
+                f"{where}: longer than {MAX_PROMPT:,} bytes, the most that a prompt may have; is it a file of "
+                "prompts, one a line?"
             )
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise UsageError(f"{where}: not UTF-8; convert the file, for instance with iconv") from None
+        if line.strip():
+            yield where, line
 
 
 def _is_object(line: str) -> bool:
@@ -154,21 +96,34 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _is_array(line: str) -> bool:
-    """Return whether a line is a JSON array of objects, or the beginning of one over several lines."""
-    text = line.strip()
-    return text == "[" or (text.startswith("[{") and text.endswith(("]", ",", "{")))
+def _parse(index: int, where: str, line: str, ignored: dict[str, None]) -> Prompt:
+    """Return the prompt of a line of JSONL, and note its unknown fields."""
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant, parse_float=finite_float, object_pairs_hook=unique_keys)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where}: has half a surrogate pair, such as \\ud800, which is not a character") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not JSON: {json_problem(error)}") from None
+    if not isinstance(row, dict):
+        raise UsageError(f'{where}: got {json_type(row)}, expected an object, {{"prompt": "..."}}')
+    ignored.update(dict.fromkeys(key for key in row if key not in _FIELDS))
+    row = {key: value for key, value in row.items() if value is not None}  # null: not given
+    for pair in (("prompt", "messages"), ("text", "messages"), ("max_tokens", "max_new_tokens")):
+        if row.keys() >= {*pair}:
+            raise UsageError(f"{where}: got {' and '.join(pair)}, expected one of them")
+    messages = _messages(row, where)
+    text = row.get("prompt", row.get("text"))
+    if messages is not None:
+        text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    if not isinstance(text, str):
+        got = "no prompt" if text is None else f"{json_type(text)} as prompt"
+        raise UsageError(f'{where}: got {got}, expected a field "prompt" (or "text") that is a string')
+    return Prompt(index, text, row.get("id"), _options(row, where), messages, where=where)
 
 
-def _check_characters(row: dict[str, Any], where: str) -> None:
-    """Raise `UsageError` for half a surrogate pair anywhere in a line: no file can have it."""
-    for key, value in row.items():
-        try:
-            json.dumps({key: value}, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise UsageError(
-                f"{where}: {show_name(key)}: has half a surrogate pair, such as \\ud800, which is not a character"
-            ) from None
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
@@ -188,8 +143,6 @@ def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
 
 def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the options of a line, checked."""
-    if "max_tokens" in row and "max_new_tokens" in row:
-        raise UsageError(f"{where}: got max_tokens and max_new_tokens, expected one of them")
     options: dict[str, Any] = {}
     for key, value in row.items():
         name = "max_new_tokens" if key == "max_tokens" else key

@@ -3,62 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
-from refdiff import cluster
-from refdiff.cli.answering import check_greedy
 from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import find_checkpoint, named_folder
 from refdiff.cli.parser import build_parser
-from refdiff.cli.prompts_file.answers import Answers, digest
-from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
-from refdiff.cli.prompts_file.reading import Prompts
-from refdiff.cli.terminal import connecting, minutely, name_flags, note, progress_bar, waiting
+from refdiff.cli.prompts_file.answers import SAME_ANSWER, Answers, digest, open_answers
+from refdiff.cli.prompts_file.batches import Answering, Task
+from refdiff.cli.prompts_file.reading import Prompt, read_prompts
+from refdiff.cli.terminal import minutely, name_flags, note, progress_bar, waiting
 from refdiff.errors import CheckpointError
-
-AnswerBatches = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
 
 
 def answer_file(args: argparse.Namespace) -> int:
     """Answer this shard's prompts that have no answer yet.
 
-    A file that can be read twice is checked as a whole before the model is loaded. A prompt that fails is reported on
-    standard error, leaves no line, and is tried again by the next run; the exit status is then 1.
+    All prompts are checked before the model is loaded. A prompt that fails is reported on standard error, leaves no
+    line, and is tried again by the next run; the exit status is then 1.
     """
-    with (
-        Prompts(args.prompts_file, args.temperature) as prompts,
-        Answers(None if args.output == "-" else args.output) as answers,
-    ):
+    with waiting("reading the prompts", quiet=args.quiet):
+        prompts = read_prompts(args.prompts_file)
+    with open_answers(None if args.output == "-" else args.output) as answers:
         args = argparse.Namespace(**{**vars(args), "model": find_checkpoint(args.model, quiet=args.quiet)})
-        model = _identity(args)
-        left: int | None = None
-        if prompts.repeatable:
-            done, bad, left = 0, [], 0
-            with waiting(f"reading {prompts.name}", quiet=args.quiet):
-                for task in _tasks(prompts, answers, args, model):
-                    done, left = (done + 1, left) if task is None else (done, left + 1)
-                    if task is not None and task.prompt.problem is not None:
-                        bad.append(task.prompt.problem)
-            if bad and len(bad) == done + left:
-                raise UsageError(bad[0] + (f"; and {len(bad) - 1} more such lines" if len(bad) > 1 else ""))
-            _check_flags(prompts, args)
-            answers.cut()
-            if done and not args.quiet:
-                note(f"refdiff: {done} of {done + left} prompts are answered in {args.output} already")
-            if not left:
-                return 0
-        with _answering(args) as answer:
-            tasks = (task for task in _tasks(prompts, answers, args, model) if task is not None)
-            failed = _write(answer(batched(tasks, args.batch_size)), answers, left, args)
-        if not prompts.repeatable:
-            _check_flags(prompts, args)
-        return 1 if failed else 0
+        answers.check_count(len(prompts))
+        shard = prompts[args.shard_index :: args.num_shards]
+        tasks = [task for task in _tasks(shard, args) if not answers.has(task.prompt, task.seed, task.run)]
+        problems = [task.prompt.problem for task in tasks if task.prompt.problem is not None]
+        if problems and len(problems) == len(shard):
+            raise UsageError(problems[0] + (f"; and {len(problems) - 1} more such lines" if len(problems) > 1 else ""))
+        if len(tasks) < len(shard) and not args.quiet:
+            note(f"refdiff: {len(shard) - len(tasks)} of {len(shard)} prompts are answered in {args.output} already")
+        return 1 if tasks and _answer(tasks, answers, args) else 0
+
+
+def _tasks(prompts: Sequence[Prompt], args: argparse.Namespace) -> list[Task]:
+    """Return each prompt with its seed and the digest of its options."""
+    model, without_effect = _identity(args), ("seed",) if args.chat else ("seed", "system")
+    common = {name: value for name, value in vars(args).items() if name not in SAME_ANSWER}
+    common |= {"model": model, "stop": args.stop or []}
+    defaults = {**vars(build_parser().parse_args(["generate"])), "model": None, "stop": []}
+    tasks = []
+    for prompt in prompts:
+        own = {name: value for name, value in prompt.options.items() if name not in without_effect}
+        seed = prompt.options.get("seed", (args.seed or 0) + prompt.index)
+        tasks.append(Task(prompt, seed, digest({**common, **own}, defaults)))
+    return tasks
 
 
 def _identity(args: argparse.Namespace) -> str:
@@ -74,71 +65,17 @@ def _identity(args: argparse.Namespace) -> str:
     return f"{args.model}@{commit.name}" if commit.parent.name == "snapshots" else str(args.model)  # or bundled
 
 
-def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: str) -> Iterator[Task | None]:
-    """Yield the tasks of this shard, None for a prompt that has its answer."""
-    base, common = args.seed or 0, {**vars(args), "model": model, "stop": args.stop or []}
-    defaults = {**vars(build_parser().parse_args(["generate"])), "model": None, "stop": []}
-    without_effect = ("seed",) if args.chat else ("seed", "system")
-    count = 0
-
-    @lru_cache  # most prompts of a file have the same options
-    def run_of(own: str) -> str:
-        return digest({**common, **json.loads(own)}, defaults)
-
-    for prompt in prompts:
-        count += 1
-        if prompt.problem is not None:
-            if prompt.index % args.num_shards == args.shard_index:
-                yield Task(prompt, 0, "")
-            continue
-        seed = prompt.options.get("seed", base + prompt.index)
-        run = run_of(json.dumps({k: v for k, v in prompt.options.items() if k not in without_effect}))
-        done = answers.has(prompt, seed, run)
-        if prompt.index % args.num_shards == args.shard_index:
-            yield None if done else Task(prompt, seed, run)
-    answers.check_count(count)
-
-
-def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:
-    """Raise `UsageError` for a flag without effect on any prompt, and warn of fields without effect."""
-    if prompts.ignored:
-        note(f"refdiff: warning: {prompts.name}: unknown fields are ignored: {', '.join(prompts.ignored)}")
-    if prompts.repeatable and not prompts.samples:
-        check_greedy(args)
-    if prompts.has_system and not args.chat:
-        note(f"refdiff: warning: {prompts.name}: system has a place in a chat template only, ignored; add --chat")
-
-
-@contextmanager
-def _answering(args: argparse.Namespace) -> Iterator[AnswerBatches]:
-    """Yield a function that answers batches in their order, here or on a cluster."""
-    if args.dask is not None:
-        with connecting(cluster.connected(args.dask), args.dask, quiet=args.quiet) as client:
-            from refdiff.cli.prompts_file.on_cluster import answering  # which imports what `connected` asks for
-
-            with answering(client, args) as answer:
-                yield answer
-        return
-    model = Answering(args)
-    yield lambda batches: ((batch, model(batch)) for batch in batches)
-
-
-def _write(
-    answered: Iterable[tuple[list[Task], list[Result]]], answers: Answers, total: int | None, args: argparse.Namespace
-) -> int:
+def _answer(tasks: Sequence[Task], answers: Answers, args: argparse.Namespace) -> int:
     """Write each answer as it comes, and return how many prompts failed."""
+    model = Answering(args)
     failed = count = tokens = 0
-    started, due = time.monotonic(), minutely()
-    of = "" if total is None else f" of {total}"
-    beside = args.output in (None, "-") and sys.stdout.isatty()  # the answers and the bar share a terminal
-    with progress_bar(quiet=args.quiet, total=total, unit="prompt") as bar:
+    started, due, of = time.monotonic(), minutely(), f" of {len(tasks)}"
+    with progress_bar(quiet=args.quiet, total=len(tasks), unit="prompt") as bar:
         try:
-            for batch, results in answered:
-                for task, result in zip(batch, results, strict=True):
-                    aside = beside or isinstance(result, str)
-                    with bar.get_lock() if aside else nullcontext():  # the bar is not drawn meanwhile
-                        if aside:
-                            bar.clear()
+            for start in range(0, len(tasks), args.batch_size):
+                batch = tasks[start : start + args.batch_size]
+                for task, result in zip(batch, model(batch), strict=True):
+                    with bar.external_write_mode():  # answers and errors may share a terminal with the bar
                         if isinstance(result, str):
                             failed += 1
                             note(f"refdiff generate: error: {name_flags(result)}")
@@ -146,9 +83,7 @@ def _write(
                             answers.write(_line(task, result))
                             count += 1
                             tokens += result["generated_tokens"]
-                        bar.update()
-                        if aside:
-                            bar.refresh()
+                    bar.update()
                 if bar.disable and not args.quiet and due():
                     note(f"refdiff: {count + failed}{of} prompts")
         except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from refdiff.cli.parser import build_parser
-from refdiff.cli.prompts_file.answers import SAME_ANSWER, Answers, digest
+from refdiff.cli.prompts_file.answers import SAME_ANSWER, digest, open_answers
 
 from ..conftest import Cli
 
@@ -110,29 +109,13 @@ def test_two_runs_do_not_write_to_one_file(
         assert cli(*command, "-q", "-o", "out.jsonl").status == 0, "where there are no locks"
 
 
-def test_lines_are_synced_during_the_run(command: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    monkeypatch.setattr("refdiff.cli.prompts_file.answers._SYNC_EVERY", -1.0)
-    monkeypatch.setattr("os.fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
-    assert cli(*command, "-q", "-o", "out.jsonl").status == 0
-    assert len(sizes) == 6  # once a prompt, once at the end
-    assert sizes == sorted(sizes)
-    assert sizes[0] > 0
-
-
-def test_an_error_before_the_first_line_leaves_no_new_file(here: Path, cli: Cli) -> None:
-    (here / "empty.txt").touch()
-    assert cli("generate", "--prompts-file", "empty.txt", "-o", "out.jsonl").status == 2
-    assert not (here / "out.jsonl").exists()
-
-
 def test_nothing_changes_before_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"index": 0, "prompt": "a", "seed": 0, "run": "r"}\n{"index": 1, "pro')
     before = path.read_bytes()
-    with Answers(str(path)):
+    with open_answers(str(path)):
         pass
     assert path.read_bytes() == before
-    with Answers(str(path)) as answers:
+    with open_answers(str(path)) as answers:
         answers.write({"index": 2})
     assert path.read_bytes() == before.splitlines(keepends=True)[0] + b'{"index": 2}\n'

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.cli.prompts_file.batches import Answering, Task, batched
+from refdiff.cli.prompts_file.batches import Answering, Task
 from refdiff.cli.prompts_file.reading import Prompt
 
 from ..conftest import copy
@@ -67,7 +67,7 @@ def test_texts_do_not_depend_on_the_batch(flags: str, size: int, float64: Path) 
     answering._model.config.max_position_embeddings = 48
     alone = [answering([task])[0] for task in tasks()]
     assert all(isinstance(result, dict) for result in alone)
-    together = [result for batch in batched(tasks(), size) for result in answering(batch)]
+    together = [result for i in range(0, len(PROMPTS), size) for result in answering(tasks()[i : i + size])]
     assert together == alone
 
 
@@ -114,9 +114,9 @@ def test_a_batch_that_fails_is_tried_one_by_one(float64: Path, monkeypatch: pyte
             answering(tasks(["ab", "a~", "cd"]))
 
 
-def test_a_batch_has_one_set_of_options() -> None:
-    rows = [{}, {"seed": 3}, {"system": "s"}, {"temperature": 1}, {"temperature": 1, "seed": 2}, {}, {}, {}, {}]
+def test_a_batch_has_one_set_of_options(float64: Path, shapes: list[tuple[int, ...]]) -> None:
+    rows = [{}, {"seed": 3}, {"system": "s"}, {"temperature": 1}, {"temperature": 1, "seed": 2}, {}]
     given = [Task(Prompt(i, "a", None, options), 0, "") for i, options in enumerate(rows)]
-    got = [[task.prompt.index for task in batch] for batch in batched(given, 3)]
-    assert got == [[0, 1, 2], [3, 4], [5, 6, 7], [8]]
-    assert [len(batch) for batch in batched(given, 1)] == [1] * 9
+    answering = Answering(arguments(float64, "-n", "1", "--chat"))
+    assert all(isinstance(result, dict) for result in answering(given))
+    assert sorted(rows for rows, _ in shapes) == [2, 4]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from refdiff.cli.flags import UsageError
-from refdiff.cli.prompts_file.reading import Prompt, Prompts
+from refdiff.cli.prompts_file.reading import Prompt, read_prompts
 
 Read = Callable[..., list[Prompt]]
 
@@ -18,10 +17,9 @@ Read = Callable[..., list[Prompt]]
 def read(here: Path) -> Read:
     """Read a text as a file of prompts."""
 
-    def read(content: str | bytes, temperature: float | None = None, name: str = "prompts") -> list[Prompt]:
-        (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        with Prompts(name, temperature) as prompts:
-            return list(prompts)
+    def read(content: str | bytes) -> list[Prompt]:
+        (here / "prompts").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_prompts("prompts")
 
     return read
 
@@ -48,14 +46,13 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read
         ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number of at least 0 and at most 1 (1 = off)"),
         ('{"prompt": "a", "top_p": NaN}', "not JSON: NaN is not a JSON number"),
         ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "not JSON: an integer of more than 4,300 digits"),
-        ('{"prompt": "a", "id": "\\ud800"}', "id: has half a surrogate pair"),
+        ('{"prompt": "a", "id": "\\ud800"}', "has half a surrogate pair"),
         ("[" * 100_000, "not JSON: nested too deeply"),
         ('{"prompt": "a", "prompt": "b"}', "not JSON: the key prompt stands twice in one object; keep one of them"),
         ('{"prompt": "a", "max_tokens": "3"}', "max_tokens: got '3', expected"),
-        ('{"prompt": "a", "temperature": 0, "top_k": 5}', "top_k: no effect with temperature 0"),
         ('{"prompt": "a", "max_tokens": 3, "max_new_tokens": 4}', "got max_tokens and max_new_tokens, expected one of"),
         ('{"prompt": "a", "stop": 5}', "stop: got 5, expected a string or a list of strings"),
-        ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "got a prompt and messages, expected one"),
+        ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "got prompt and messages, expected one"),
         ('{"messages": [{"role": "user"}]}', "messages: got [{'role': 'user'}], expected a list such as"),
     ],
 )
@@ -72,23 +69,7 @@ def test_a_line_that_looks_like_json_but_is_no_object_is_text(read: Read) -> Non
     assert read("[" * 100_000) == [Prompt(0, "[" * 100_000)]
 
 
-def test_a_pipe_is_read_as_it_comes() -> None:
-    reading, writing = os.pipe()
-    with Prompts(f"/dev/fd/{reading}") as prompts:
-        assert not prompts.repeatable
-        found = iter(prompts)
-        for i in range(3):
-            os.write(writing, f"prompt {i}\n".encode())
-            assert next(found) == Prompt(i, f"prompt {i}")
-        os.close(writing)
-        assert list(found) == []
-    os.close(reading)
-
-
 def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "in.txt").symlink_to("/dev/zero")
-    with (
-        Prompts(str(tmp_path / "in.txt")) as prompts,
-        pytest.raises(UsageError, match=r"line 1: longer than 10,000,000"),
-    ):
-        next(iter(prompts))
+    with pytest.raises(UsageError, match=r"line 1: longer than 10,000,000"):
+        read_prompts(str(tmp_path / "in.txt"))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import pytest
 
 from refdiff.cli import answering
-from refdiff.cli.prompts_file import run
 
 from ..conftest import Cli
 from .conftest import Answer, rows_of
@@ -29,16 +30,17 @@ def test_one_prompt_a_line_and_each_answer_is_that_of_the_prompt_alone(
         assert json.loads(cli(*alone, "-s", row["seed"], "-p", row["prompt"]).out)["text"] == row["text"]
 
 
-def test_shards_cover_each_prompt_once_with_the_same_answers(command: list[str], here: Path, cli: Cli) -> None:
-    assert cli(*command, "-q", "-o", "all.jsonl") == (0, "", "")
-    parts = []
-    for shard in range(3):
-        assert cli(*command, "-q", "--num-shards", "3", "--shard-index", shard, "-o", f"{shard}.jsonl") == (0, "", "")
-        part = rows_of(here / f"{shard}.jsonl")
-        assert [row["index"] for row in part] == list(range(shard, 5, 3))
-        parts += part
-    assert sorted(parts, key=lambda row: row["index"]) == rows_of(here / "all.jsonl")
-    assert [row["seed"] for row in rows_of(here / "all.jsonl")] == [0, 1, 2, 3, 4]
+def test_the_guides_shards_cover_each_prompt_once_with_the_same_answers(
+    command: list[str], tiny_checkpoint: Path, here: Path, cli: Cli, environment: dict[str, str]
+) -> None:
+    guide = Path(__file__).parents[3] / "notebooks" / "reference" / "guides" / "clusters.md"
+    block = guide.read_text(encoding="utf-8").partition("<!-- shards -->\n```sh\n")[2].partition("```")[0]
+    (here / "in.jsonl").write_text("".join(f'{{"prompt": "{text}"}}\n' for text in ("ab", "c", "d", "e", "f")))
+    block = block.replace("PATH_OR_REPO", str(tiny_checkpoint)).replace("refdiff", f"{sys.executable} -m refdiff")
+    subprocess.run(["sh", "-euc", block], env=environment, check=True, stdin=subprocess.DEVNULL)
+    assert cli("generate", "-q", "-m", tiny_checkpoint, "--prompts-file", "in.jsonl", "-o", "all.jsonl").status == 0
+    assert sorted(rows_of(here / "out.jsonl"), key=lambda row: row["index"]) == rows_of(here / "all.jsonl")
+    assert [row["index"] for row in rows_of(here / "out.1.jsonl")] == [1, 3]
 
 
 def test_jsonl_with_ids_and_options_of_its_own(answer: Answer) -> None:
@@ -55,17 +57,6 @@ def test_jsonl_with_ids_and_options_of_its_own(answer: Answer) -> None:
     assert [row["seed"] for row in found] == [0, 100, 2, 3]
     assert found[1]["prompt"] == "c\u2028d"
     assert "unknown fields are ignored: label, source" in done.err
-
-
-def test_options_that_prompts_share_are_digested_once(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each shard looks at all prompts of the file, and the digest takes longer than all else."""
-    digest, waiting = Mock(wraps=run.digest), Mock(wraps=run.waiting)
-    monkeypatch.setattr(run, "digest", digest)
-    monkeypatch.setattr(run, "waiting", waiting)
-    rows = [{"prompt": "ab", "temperature": i % 2, "seed": i} for i in range(40)]
-    assert len(rows_of(answer(rows, "-n", "1", "--num-shards", "40").out)) == 1
-    assert digest.call_count == 4  # two, when the file is checked and when it is answered
-    assert waiting.call_args_list == [call("reading prompts", quiet=False)]
 
 
 @pytest.mark.parametrize(
@@ -127,18 +118,10 @@ def test_nothing_left_to_do_loads_no_model(
     assert (here / "out.jsonl").read_bytes() == before
 
 
-def test_filters_with_temperature_0_need_a_row_that_samples(answer: Answer) -> None:
-    flags = ("-q", "-n", "1", "--temp", "0", "--top-k", "5")
-    done = answer([{"prompt": "ab"}, {"prompt": "ab", "temperature": 0}], *flags)
-    assert done.status == 2
-    assert "--top-k: no effect with --temperature 0" in done.err
-    assert answer([{"prompt": "ab", "temperature": 0.5}], *flags).status == 0
-
-
-def test_a_system_message_without_chat_is_said_to_be_ignored(answer: Answer) -> None:
-    done = answer([{"prompt": "ab", "system": "s"}] * 2, "-q", "-n", "1")
-    said = "refdiff: warning: prompts: system has a place in a chat template only, ignored; add --chat\n"
-    assert (done.status, done.err) == (0, said)
+def test_a_system_message_without_chat_is_refused(answer: Answer) -> None:
+    done = answer([{"prompt": "ab", "system": "s"}, {"prompt": "ab"}], "-q", "-n", "1")
+    said = "refdiff generate: error: prompts line 1: system: has a place in a chat template only; add --chat\n"
+    assert (done.status, done.err, len(rows_of(done.out))) == (1, said, 1)
 
 
 def test_prompts_that_are_all_bad_are_an_input_that_is(answer: Answer) -> None:
