@@ -19,7 +19,7 @@
 #   array-api-compat huggingface_hub jinja2 ml_dtypes numpy safetensors threadpoolctl tokenizers tqdm
 # and what its tests need:
 #   array-api-strict hypothesis matplotlib mpmath pytest pytest-xdist
-# Beside these compute-sanitizer, torch or nsys for the profile, and torch and transformers>=5.24 to measure against.
+# Beside these compute-sanitizer, nsys for the profile, and torch and transformers>=5.24 to measure against.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -203,7 +203,7 @@ fi
 
 # after the tests of the kernels, which are to run as with CuPy alone
 no_torch="" no_peer="" against=(--against transformers)
-if wanted profile || wanted bench || wanted train; then
+if wanted bench || wanted train; then
     if [[ -z $here ]]; then
         # from 2.11 on it is built for CUDA 13 unless another index is asked, and sees no device by a driver of 12
         [[ ${cuda:-12} -ge 13 ]] && torch='torch>=2.6' || torch='torch>=2.6,<2.11'
@@ -218,13 +218,7 @@ version = transformers.__version__
 (5, 24) <= tuple(map(int, version.split(".")[:2])) < (6,) or sys.exit(f"the bench is of 5.24 to 5, not {version}")')}
 fi
 
-# Host synchronisations are among the calls that are counted: a few a token, and none a layer. The first judges that.
 if wanted profile; then
-    if [[ -z $no_torch ]]; then
-        LINES_KEPT=60 run "calls of a decoded token, counted by torch" 900 "$python" -m tests.cuda.decoding_profile
-    else
-        not_run "calls of a decoded token, counted" "torch does not serve: $no_torch"
-    fi
     if has nsys; then
         LINES_KEPT=150 run "profile of 64 decoded tokens" 900 \
             nsys profile --output "$work/profile" --force-overwrite true --stats true --trace cuda \

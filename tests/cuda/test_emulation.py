@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from refdiff.backends.cupy import device
 from tests.backends.cupy.cases import CASES
 from tests.backends.cupy.test_kernels import hold
-from tests.cuda.emulation import ORDERS, EmulatedDevice
 
 MISTAKES = [
     ("diff_attention", "key <= rows.S - s.T + rows.query(row)", "key < rows.S - s.T + rows.query(row)"),
@@ -87,58 +84,3 @@ def test_a_planted_mistake_is_caught(kernel: str, right: str, wrong: str) -> Non
         for args, kwargs in CASES[kernel](False):
             hold(kernel, args, kwargs, dtype, change=lambda text: text.replace(right, wrong), multiprocessors=4,
                  capability=80 * mma)  # fmt: skip
-
-
-COPY = 'extern "C" __global__ void copy(const float* x, float* y, int n) {{ const int i = threadIdx.x; {} }}'
-
-
-def run_source(monkeypatch: pytest.MonkeyPatch, body: str, shared: int = 0, order: int = 0) -> Any:
-    """Run a kernel of 64 threads that is to copy 64 numbers."""
-    monkeypatch.setattr(device, "source", lambda name: COPY.format(body))
-    x, y = np.arange(64, dtype=np.float32), np.full(64, np.nan, np.float32)
-    x.flags.writeable = False
-    EmulatedDevice(order=order).launch("copy.cu", "copy", {}, (1, 1, 1), 64, (x, y, np.int32(64)), shared)
-    return y
-
-
-SHARED = "extern __shared__ float shared[];"
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_barriers_and_warp_shuffles_synchronize_threads(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
-    backwards = f"{SHARED} shared[i] = x[i]; __syncthreads(); y[i] = shared[63 - i];"
-    np.testing.assert_array_equal(run_source(monkeypatch, backwards, 256, order), np.arange(63, -1, -1))
-    in_pairs = "y[i] = __shfl_xor_sync(0xffffffff, x[i], 1) + 100.0f * __shfl_xor_sync(0xffffffff, x[i], 16);"
-    i = np.arange(64)
-    np.testing.assert_array_equal(run_source(monkeypatch, in_pairs, 0, order), (i ^ 1) + 100.0 * (i ^ 16))
-
-
-@pytest.mark.parametrize(
-    ("body", "shared", "says"),
-    [
-        ("y[i + 1] = x[i];", 0, "argument 1: written past its end"),
-        ("y[i - 1] = x[i];", 0, "argument 1: written before its begin"),
-        ("((float*)x)[i] = 7.0f;", 0, "argument 0: an input was written to"),
-        (f"{SHARED} shared[i + 1] = x[i];", 256, "wrote past the shared memory"),
-        ("if (i < 7) __syncthreads();", 0, "threads wait in vain: 7 at a barrier, 0 for their warp, and 57 have ended"),
-        ("if (i < 32) __syncthreads(); else __syncwarp();  if (i > 60) __syncthreads();", 0, "wait in vain"),
-    ],
-)
-def test_errors_of_a_kernel_are_reported(monkeypatch: pytest.MonkeyPatch, body: str, shared: int, says: str) -> None:
-    with pytest.raises(AssertionError, match=says):
-        run_source(monkeypatch, body, shared)
-
-
-def test_memory_that_no_thread_wrote_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    y = run_source(monkeypatch, f"{SHARED} if (i != 5) shared[i] = x[i]; __syncthreads(); y[i] = shared[i];", 256)
-    assert np.isnan(y[5])
-    assert np.isfinite(np.delete(y, 5)).all()
-    past = run_source(monkeypatch, "y[i] = x[i + 1];")
-    assert np.isnan(past[-1])
-    assert np.isnan(EmulatedDevice().empty((3,), np.float16)).all()
-
-
-def test_a_missing_barrier_depends_on_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = f"{SHARED} shared[i] = x[i]; y[i] = shared[63 - i];"
-    first, last = (run_source(monkeypatch, body, 256, order) for order in (0, 1))
-    assert not np.array_equal(first, last)
