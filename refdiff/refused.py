@@ -159,7 +159,7 @@ TOP_LEVEL = {
     'refdiff reads no quantized weights; `from_pretrained(weights="stored")` keeps them in 16 bits': """
         AwqConfig BitsAndBytesConfig GPTQConfig HqqConfig QuantoConfig TorchAoConfig""",
     '`refdiff.pipeline("text-generation")` and its siblings return these pipelines': """
-        FeatureExtractionPipeline Pipeline QuestionAnsweringPipeline TextClassificationPipeline
+        FeatureExtractionPipeline Pipeline TextClassificationPipeline
         TextGenerationPipeline TokenClassificationPipeline""",
     "messages are Python's warnings: use the module warnings": "logging",
     "use transformers' own, which detects the same watermarks": "WatermarkDetector",

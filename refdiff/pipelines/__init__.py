@@ -23,7 +23,6 @@ _CLASSES = {
     "text-generation": "TextGenerationPipeline",
     "text-classification": "TextClassificationPipeline",
     "token-classification": "TokenClassificationPipeline",
-    "question-answering": "QuestionAnsweringPipeline",
     "feature-extraction": "FeatureExtractionPipeline",
 }
 _ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
@@ -38,8 +37,8 @@ def pipeline(
     """Return the pipeline of a task, a function from text to the result of the task.
 
     Args:
-        task: text-generation, text-classification (sentiment-analysis), token-classification (ner),
-            question-answering or feature-extraction.
+        task: text-generation, text-classification (sentiment-analysis), token-classification (ner) or
+            feature-extraction.
         model: a folder, a hub repo or a model.
         tokenizer: a tokenizer, or its folder or repo (default: that of the folder or repo of the model).
         options: those of `from_pretrained`, such as `dtype` and `threads`, also as the dict `model_kwargs`, and

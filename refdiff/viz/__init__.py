@@ -1,4 +1,4 @@
-"""Figures of attention maps, λ, RoPE, errors along a trace and training, and a page to explore attention.
+"""Figures of attention maps, λ and training, and a page to explore attention.
 
     maps = refdiff.viz.attention_maps(model, "Once upon a time")
     refdiff.viz.plot_attention(maps, layer=2, pair=0).savefig("maps.png")
@@ -15,9 +15,7 @@ from refdiff.viz.explore import explore
 from refdiff.viz.lambdas import plot_lambdas
 from refdiff.viz.maps import AttentionMaps, attention_maps, maps_of
 from refdiff.viz.page import attention_page
-from refdiff.viz.rope import plot_rope_wavelengths
 from refdiff.viz.spans import attention_to, plot_attention_to
-from refdiff.viz.trace_error import plot_trace_error
 from refdiff.viz.training import plot_training
 
 __all__ = [
@@ -31,7 +29,5 @@ __all__ = [
     "plot_attention_grid",
     "plot_attention_to",
     "plot_lambdas",
-    "plot_rope_wavelengths",
-    "plot_trace_error",
     "plot_training",
 ]

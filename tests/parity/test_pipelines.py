@@ -1,8 +1,4 @@
-"""Pipelines against transformers' on the same folders: same keys, same nesting, same numbers.
-
-transformers 5 has no question-answering pipeline; tests/pipelines/test_question_answering.py holds that one to values
-that transformers 4.57.6 computed.
-"""
+"""Pipelines against transformers' on the same folders: same keys, same nesting, same numbers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ TASKS = {
     "sentiment-analysis": "DiffLlamaForSequenceClassification",
     "token-classification": "DiffLlamaForTokenClassification",
     "ner": "DiffLlamaForTokenClassification",
-    "question-answering": "DiffLlamaForQuestionAnswering",
     "feature-extraction": "DiffLlamaModel",
 }
 
@@ -28,14 +27,13 @@ TASKS = {
 @pytest.mark.parametrize("task", list(TASKS))
 def test_folder_path_and_objects(task: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, TASKS[task])
-    inputs: Any = {"question": "a", "context": "b c"} if task == "question-answering" else "a b"
     options = {"do_sample": False, "max_new_tokens": 3} if task == "text-generation" else {}
     made = [
         refdiff.pipeline(task, model=folder),
         refdiff.pipeline(task, str(folder), local_files_only=True, kernels="fast", dtype="float32"),
         refdiff.pipeline(task, getattr(refdiff, TASKS[task]).from_pretrained(folder), words()),
     ]
-    results = [pipe(inputs, **options) for pipe in made]
+    results = [pipe("a b", **options) for pipe in made]
     for result in results[1:]:
         assert result == results[0]
     assert made[0].task in (task, "text-classification", "token-classification")
@@ -44,7 +42,6 @@ def test_folder_path_and_objects(task: str, tmp_path: Path) -> None:
 OPTIONS = {
     "text-classification": "top_k, function_to_apply, truncation, max_length",
     "token-classification": "aggregation_strategy, ignore_labels, stride",
-    "question-answering": "top_k, doc_stride, max_answer_len, max_seq_len, handle_impossible_answer, align_to_words",
     "feature-extraction": "return_tensors, truncation, tokenize_kwargs",
     "text-generation": "return_full_text, return_text, return_tensors, prefix, stop_sequence, handle_long_generation, "
     "clean_up_tokenization_spaces, skip_special_tokens, continue_final_message, tools, documents, "
@@ -137,9 +134,7 @@ def test_the_model_reads_as_many_texts_at_once_as_batch_size_says(
     folder = folder_of(tmp_path, TASKS[task])
     pipe = refdiff.pipeline(task, folder, dtype="float64", batch_size=3)
     pipe.tokenizer.padding_side = side
-    texts = ["a b", "c", "b d c a", "d", "a c b"]
-    qa = task == "question-answering"
-    inputs: Any = [{"question": "a b", "context": text} for text in texts] if qa else texts
+    inputs = ["a b", "c", "b d c a", "d", "a c b"]
     expected = [pipe(item) for item in inputs]
     read: list[int] = []
     call = type(pipe.model).__call__
@@ -163,7 +158,7 @@ def test_the_model_reads_as_many_texts_at_once_as_batch_size_says(
 @pytest.mark.parametrize("device", [-1, "cpu", None])
 def test_options_of_transformers_that_change_no_result(task: str, device: Any, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, TASKS[task])
-    inputs: Any = [{"question": "a", "context": "b c"}] if task == "question-answering" else ["a b", "c"]
+    inputs = ["a b", "c"]
     options = {"do_sample": False, "max_new_tokens": 3} if task == "text-generation" else {}
     expected = refdiff.pipeline(task, folder, dtype="float64")(inputs, **options)
     more: dict[str, Any] = {"batch_size": 2, "num_workers": 4}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from refdiff import viz
@@ -18,8 +17,6 @@ DRAWN: dict[str, Callable[[viz.AttentionMaps], Any]] = {
     "grid": viz.plot_attention_grid,
     "lambdas": viz.plot_lambdas,
     "spans": lambda maps: viz.plot_attention_to({"x": {"a": 0.2, "b": 0.7}}, errors={"x": {"a": 0.1, "b": 0.1}}),
-    "rope": lambda maps: viz.plot_rope_wavelengths(),
-    "trace": lambda maps: viz.plot_trace_error(["a", "b", "c"], [0.0, 1e-3, np.nan], limits=1e-4),
     "training": lambda maps: viz.plot_training(
         [{"step": i, "loss": 3.0 - i, "lambdas": [0.2, 0.4], "validation": 2.5} for i in range(3)]
     ),

@@ -29,12 +29,6 @@ viz.plot_attention_to({"A₁": {"needle": 0.23, "noise": 0.77}, "A₁ − λ A�
 # %% plot_lambdas
 viz.plot_lambdas(viz.attention_maps(model, "Once").lambdas)
 
-# %% plot_rope_wavelengths
-viz.plot_rope_wavelengths()
-
-# %% plot_trace_error
-viz.plot_trace_error(["layer 0", "layer 1", "layer 2"], [1e-7, 2e-7, 1e-3], limits=[1e-6] * 3)
-
 # %% plot_training
 log = [{"step": i, "loss": 8 * 0.8**i, "lambdas": [0.2 + i / 50, 0.36 - i / 40]} for i in range(1, 13)]
 viz.plot_training(log)
