@@ -139,7 +139,7 @@ def _source(args: argparse.Namespace) -> str:
 
 
 def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any], source: str) -> dict[str, int]:
-    from refdiff.oracle.spec.resolve import infer_dimensions
+    from refdiff.oracle.inputs.resolve import infer_dimensions
 
     try:
         return infer_dimensions(fields, inputs)

@@ -36,6 +36,7 @@ from refdiff.oracle.budget.statistics import (
 )
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.outputs import read_output
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
@@ -44,7 +45,6 @@ from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_memb
 from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, padded_queries

@@ -12,12 +12,12 @@ from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import ALIASES, draw, round_to_storage
 from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.resolve import resolve_spec
+from refdiff.oracle.inputs.resolve import small_spec as small_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.spec.resolve import small_spec as small_spec
 from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import out_shape
 

@@ -10,10 +10,10 @@ from refdiff.arrays import bfloat16
 from refdiff.backends import ops_for
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, shapes
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences, slots
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.truth.attention_operands import (
     angles,
     attention_mask,

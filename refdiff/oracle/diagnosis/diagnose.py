@@ -30,11 +30,11 @@ from refdiff.oracle.diagnosis.search import Search, SearchResult
 from refdiff.oracle.diagnosis.tokens import lost_keys, lost_parts
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out, to_float64
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS
 

@@ -70,14 +70,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from refdiff.oracle.spec import Spec
-
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 QK_WEIGHTS = ("q_norm_weight", "k_norm_weight")
 INTEGERS = ("q_positions", "k_positions", "cu_seqlens_q", "cu_seqlens_k", "block_table", "lengths")
 BOOLEANS = ("key_mask", "mask")
 DATA = ("x", "q", "k", "v", "k_pages", "v_pages")
 """The data that attention computes from. Other inputs with gradients are parameters, or logits of λ and the gate."""
+
+_PROJECTIONS = {"q": "Hd", "k": "Kd", "v": "Vw"}
+AXES: dict[str, str] = {
+    "q": "B H T d", "k": "B K S d", "v": "B V S w", "gate_logits": "B h T e", "lambda_logits": "B T h",
+    "k_pages": "P K p d", "v_pages": "P V p w", "block_table": "N n", "lengths": "N",
+    "x": "B T D", "x_past": "B R D", "o_proj.weight": "D he", "o_proj.bias": "D",
+    **{f"{name}_proj.weight": f"{rows} D" for name, rows in {**_PROJECTIONS, "lambda": "h", "gate": "he"}.items()},
+    **{f"{name}_proj.bias": rows for name, rows in _PROJECTIONS.items()},
+    **dict.fromkeys((*VECTORS, *QK_WEIGHTS), "d"), "norm_weight": "e", "norm_bias": "e", "sinks": "H",
+    "q_positions": "B T", "k_positions": "B S", "key_mask": "B S", "mask": "…", "bias": "…",
+    "cu_seqlens_q": "M", "cu_seqlens_k": "M",
+    "out": "B h T e", **dict.fromkeys(("lse", "lse1", "lse2", "lambda_full"), "B h T"),
+}  # fmt: skip
+"""The axis letters of every input and output; "…" is any shape that broadcasts. Of a layer, out is (B, T, D)."""
+
+
+def axes_of(name: str, inputs: Mapping[str, Any] | None = None) -> str:
+    """Return the axis letters of an input, of an output, or of a gradient, which are those of its input."""
+    if name == "out" and inputs is not None and is_layer(inputs):
+        return AXES["x"]
+    return AXES.get(name) or AXES.get(name[1:] if name.startswith("d") else "", "")
 
 
 def is_layer(inputs: Mapping[str, Any]) -> bool:
@@ -96,40 +115,32 @@ def kind_of(inputs: Mapping[str, Any]) -> str:
     return next((kind for name, kind in names if name in inputs), "dense")
 
 
-def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Return the axis letters of every required input, for inputs of the kind of `inputs`: a layer, paged or dense."""
-    names: dict[str, str] = {}
-    if is_layer(inputs):
-        names |= {"x": "B T D", "q_proj.weight": "Hd D", "k_proj.weight": "Kd D", "v_proj.weight": "Vw D"}
-        names |= {"o_proj.weight": "D he"}
-    elif "k_pages" in inputs:
-        names |= {"q": "B H T d", "k_pages": "P K p d", "v_pages": "P V p w", "block_table": "N n", "lengths": "N"}
-    else:
-        names |= {"q": "B H T d", "k": "B K S d", "v": "B V S w"}
-    if spec.lambda_form == "exp":
-        names |= dict.fromkeys(VECTORS, "h d" if spec.lambda_per_head else "d")
-    elif spec.lambda_form == "given":
-        names["lambda_full"] = "…"
-    elif spec.lambda_form == "sigmoid":
-        names |= {"lambda_proj.weight": "h D"} if is_layer(inputs) else {"lambda_logits": "B T h"}
-    for name, has in (("norm_weight", spec.norm_weight), ("norm_bias", spec.norm_bias)):
-        if has:
-            names[name] = "h e" if spec.norm_per_head else "e"
-    if spec.qk_norm_weight:
-        names |= dict.fromkeys(QK_WEIGHTS, "d")
-    if spec.gate != "none":
-        names |= {"gate_proj.weight": "he D"} if is_layer(inputs) else {"gate_logits": "B h T e"}
-    if spec.sinks:
-        names["sinks"] = "H"
-    return names
+def shapes(spec: Any, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the axis letters of every required input, for inputs of the kind of `inputs`.
+
+    Args:
+        spec: a `Spec`, or an object with the same fields but without dimensions.
+    """
+    layer = is_layer(inputs)
+    weights = [f"{name}_proj.weight" for name in "qkvo"]
+    paged = ["q", "k_pages", "v_pages", "block_table", "lengths"]
+    names = ["x", *weights] if layer else paged if "k_pages" in inputs else ["q", "k", "v"]
+    names += {
+        "exp": VECTORS,
+        "given": ["lambda_full"],
+        "sigmoid": ["lambda_proj.weight" if layer else "lambda_logits"],
+        "none": [],
+    }[spec.lambda_form]
+    names += ["norm_weight"] * spec.norm_weight + ["norm_bias"] * spec.norm_bias + [*QK_WEIGHTS] * spec.qk_norm_weight
+    names += ["gate_proj.weight" if layer else "gate_logits"] * (spec.gate != "none") + ["sinks"] * spec.sinks
+    per_head = (*VECTORS,) * spec.lambda_per_head + ("norm_weight", "norm_bias") * spec.norm_per_head
+    found = {name: f"h {AXES[name]}" if name in per_head else AXES[name] for name in names}
+    return {**found, "lambda_full": "…"} if "lambda_full" in found else found
 
 
 def options(inputs: Mapping[str, Any]) -> dict[str, str]:
     """Return the axis letters of every optional input, for inputs of the kind of `inputs`."""
-    names = {"q_positions": "B T", "k_positions": "B S", "key_mask": "B S", "mask": "…", "bias": "…"}
-    names |= {"cu_seqlens_q": "M"}
-    if is_layer(inputs):
-        names |= {"x_past": "B R D", "q_proj.bias": "Hd", "k_proj.bias": "Kd", "v_proj.bias": "Vw", "o_proj.bias": "D"}
-    if "k_pages" not in inputs:
-        names["cu_seqlens_k"] = "M"
-    return names
+    names = ["q_positions", "k_positions", "key_mask", "mask", "bias", "cu_seqlens_q"]
+    names += ["x_past", *(f"{name}_proj.bias" for name in "qkvo")] * is_layer(inputs)
+    names += ["cu_seqlens_k"] * ("k_pages" not in inputs)
+    return {name: AXES[name] for name in names}

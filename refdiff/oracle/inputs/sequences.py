@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle.inputs import AXES
+
 Numpy = np.ndarray[Any, Any]
 Inputs = dict[str, Numpy]
 LAYOUT = ("cu_seqlens_q", "cu_seqlens_k", "k_pages", "v_pages", "block_table", "lengths")
@@ -69,21 +71,17 @@ def _select_sequence(inputs: Inputs, batch: slice, queries: slice, keys: slice |
 def select(inputs: Inputs, batch: slice, queries: slice | Numpy, keys: slice) -> Inputs:
     """Select batch items, queries and keys of dense core inputs."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    every = slice(None)
-    along: dict[str, tuple[slice | Numpy, ...]] = {
-        **dict.fromkeys(("q", "gate_logits"), (every, queries)),
-        **dict.fromkeys(("k", "v"), (every, keys)),
-        **dict.fromkeys(("q_positions", "lambda_logits"), (queries,)),
-        **dict.fromkeys(("k_positions", "key_mask"), (keys,)),
-    }
-    if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
-        along["lambda_full"] = (every, queries)
-    part = {name: _select_batch(x, batch)[:, *along[name]] if name in along else x for name, x in inputs.items()}
+    part = dict(inputs)
     for name in ("mask", "bias"):
         if name in part:
             x = _select_batch(part[name][(None,) * (4 - part[name].ndim)], batch)
             x = x[:, :, queries] if x.shape[2] == T else x
             part[name] = x[..., keys] if x.shape[3] == S else x
+    for name, x in inputs.items():
+        letters = AXES[name].split()
+        if letters[0] == "B" and len(letters) == x.ndim:
+            along = {"T": queries, "S": keys}
+            part[name] = _select_batch(x, batch)[:, *(along.get(a, slice(None)) for a in letters[1:])]
     return part
 
 

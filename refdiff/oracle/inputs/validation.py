@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,31 +24,7 @@ _LAYOUTS = {
 """By number of expected axes, other layouts: for each axis of the array, the expected axes in it. Axes that are absent,
 such as a batch, have length 1. "0 2 13" is (B, T, H d) for (B, H, T, d)."""
 
-_AXES = {
-    "out": "B h T e",
-    "q": "B H T d",
-    "k": "B K S d",
-    "v": "B V S w",
-    "k_pages": "P K p d",
-    "v_pages": "P V p w",
-    "lse": "B h T",
-    "lse1": "B h T",
-    "lse2": "B h T",
-    "lambda_full": "B h T",
-    "lambda_logits": "B T h",
-    "gate_logits": "B h T e",
-    "x": "B T D",
-    "x_past": "B R D",
-}
 _HEADS = "hHKV"
-
-
-def output_axes(name: str, ndim: int) -> tuple[str, ...]:
-    """Return the letters of an output's axes as in `refdiff.oracle.inputs`; a gradient has those of its input."""
-    if name == "out" and ndim == 3:
-        return ("B", "T", "D")
-    axes = tuple(_AXES.get(name, _AXES.get(name[1:], "") if name.startswith("d") else "").split())
-    return axes if len(axes) == ndim else tuple("ABCDEF"[:ndim])
 
 
 def layout_hint(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str, int]) -> str:
@@ -62,25 +38,21 @@ def layout_hint(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str,
         lengths: the known lengths by letter. A batch of 1 or of unknown size may be missing from the shape.
     """
     found: dict[tuple[str, ...], tuple[str, str]] = {}
-    for layout in sorted(_layouts(len(axes)), key=lambda some: _infers_batch(some, axes, lengths)):
-        if found and _infers_batch(layout, axes, lengths):
+
+    def infers_batch(layout: Layout) -> bool:
+        return axes[0] not in lengths and any(0 in group and len(group) > 1 for group in layout)
+
+    layouts = [tuple(tuple(map(int, group)) for group in text.split()) for text in _LAYOUTS.get(len(axes), ())]
+    for layout in sorted(layouts, key=infers_batch):
+        if found and infers_batch(layout):
             break
         known = _match_layout(shape, layout, axes, lengths)
         if known is not None:
             order = tuple(a for a in (axes[i] for group in layout for i in group) if known[a] != 1)
             found.setdefault(order, (_layout_name(layout, axes), _conversion(layout, axes, known)))
-    if len(found) < 2:
-        return "".join(f": {name}; {steps} puts {_pronoun(name)} right" for name, steps in found.values())
-    return ": " + ", or ".join(f"if {name}, {steps} puts {_pronoun(name)} right" for name, steps in found.values())
-
-
-def _layouts(count: int) -> Iterator[Layout]:
-    for text in _LAYOUTS.get(count, ()):
-        yield tuple(tuple(map(int, group)) for group in text.split())
-
-
-def _infers_batch(layout: Layout, axes: Sequence[str], lengths: Mapping[str, int]) -> bool:
-    return axes[0] not in lengths and any(0 in group and len(group) > 1 for group in layout)
+    if_, separator = ("if ", ",") if len(found) > 1 else ("", ";")
+    said = [f"{if_}{name}{separator} {steps} puts {_pronoun(name)} right" for name, steps in found.values()]
+    return ": " + ", or ".join(said) if said else ""
 
 
 def _match_layout(

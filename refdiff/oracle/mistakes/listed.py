@@ -11,6 +11,7 @@ from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
@@ -21,7 +22,6 @@ from refdiff.oracle.mistakes.in_tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
 from refdiff.oracle.mistakes.kernel import is_same_output, output, output_with
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 
 KINDS = ("dense", "packed", "paged", "layer")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from refdiff.oracle.spec.presets import MHA_PRESETS, merge_preset
-from refdiff.oracle.spec.validation import TYPED_FIELDS, check_field_names, check_spec, convert_field
+from refdiff.oracle.spec.validation import check_field_names, check_spec, convert_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class Spec:
     padded_queries: str = "computed"
 
     def __post_init__(self) -> None:
-        for name in TYPED_FIELDS:
-            object.__setattr__(self, name, convert_field(name, getattr(self, name)))
+        for field in fields(self):
+            object.__setattr__(self, field.name, convert_field(field.name, getattr(self, field.name)))
         check_spec(self)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Check the fields of a `Spec`: each value, and the combinations that no kernel can compute."""
+"""Check the fields of a `Spec`: each value, and the combinations that no kernel can compute, by tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from refdiff.messages import did_you_mean
 
 if TYPE_CHECKING:
     from refdiff.oracle.spec import Spec
+
+DIMENSIONS = ("query_heads", "key_heads", "head_dim")
+"""The fields that have no default."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "pairing": ("halves", "interleaved"),
@@ -38,28 +41,23 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The values of the fields that are one of several words."""
 
-DIMENSIONS = ("query_heads", "key_heads", "head_dim")
-"""The fields that have no default."""
+_NUMBERS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+    **dict.fromkeys((*DIMENSIONS, "ratio"), (int, "a whole number of 1 or more", lambda n: n >= 1)),
+    "v_head_dim": (int, "a whole number of 1 or more, or None", lambda n: n >= 1),
+    "layer": (int, "a whole number, counted from 0", lambda n: n >= 0),
+    "window": (int, "a whole number of keys, 0 or more, or None", lambda n: n >= 0),
+    "rope_theta": (float, "a number above 0", lambda x: 0 < x < math.inf),
+    "partial_rotary_factor": (float, "a number above 0, at most 1", lambda x: 0 < x <= 1),
+    "norm_eps": (float, "a number of 0 or more", lambda x: 0 <= x < math.inf),
+    "qk_norm_eps": (float, "a number above 0", lambda x: 0 < x < math.inf),
+    "lambda_init": (float, "a finite number, published ones from 0.2 to 0.8, or None", math.isfinite),
+    "scale": (float, "a number above 0, or None", lambda x: 0 < x < math.inf),
+    "softcap": (float, "a number above 0, or None", lambda x: 0 < x < math.inf),
+}
+_FLAGS = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head", "sinks")
 
-_INTEGERS: dict[str, tuple[str, int]] = {
-    **dict.fromkeys((*DIMENSIONS, "ratio"), ("a whole number of 1 or more", 1)),
-    "v_head_dim": ("a whole number of 1 or more, or None", 1),
-    "layer": ("a whole number, counted from 0", 0),
-    "window": ("a whole number of keys, 0 or more, or None", 0),
-}
-"""For each integer field, a description for messages and the least value."""
-_REALS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "rope_theta": ("a number above 0", lambda x: 0 < x < math.inf),
-    "partial_rotary_factor": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
-    "norm_eps": ("a number of 0 or more", lambda x: 0 <= x < math.inf),
-    "qk_norm_eps": ("a number above 0", lambda x: 0 < x < math.inf),
-    "lambda_init": ("a finite number, published ones from 0.2 to 0.8, or None", math.isfinite),
-    "scale": ("a number above 0, or None", lambda x: 0 < x < math.inf),
-    "softcap": ("a number above 0, or None", lambda x: 0 < x < math.inf),
-}
-_BOOLEANS = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head", "sinks")
-TYPED_FIELDS = (*_INTEGERS, *_REALS, *_BOOLEANS, "rope_parameters")
-"""The fields that `convert_field` checks; those of `CHOICES` are checked in `check_spec`."""
+PLAIN_FIELDS = {"pairing": "interleaved", "keys": "shared", "values": "single", "out_scale": "none", "ratio": 1}
+"""The only values that these fields may have for plain attention: they mean GQA with shared heads of k and v."""
 
 
 class RopeParameters(dict[str, Any]):
@@ -70,43 +68,45 @@ class RopeParameters(dict[str, Any]):
 
 
 def convert_field(name: str, value: Any) -> Any:
-    """Return the value of a typed field as a Python number or bool, or as `RopeParameters`.
+    """Return the value of a field as a word, a Python number, a bool or `RopeParameters`.
 
     Raises:
         ValueError: the field cannot have this value.
     """
     if name == "rope_parameters":
-        return _convert_rope_parameters(value)
-    truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
-    if name in _BOOLEANS:
-        if not truth:
-            raise ValueError(f"{name}: got {value!r}, expected True or False")
-        return bool(value)
-    wanted = (_INTEGERS.get(name) or _REALS[name])[0]
-    if value is None and wanted.endswith("None"):
-        return None
-    refused = ValueError(f"{name}: got {value!r}, expected {wanted}{_quotes_hint(value)}")
-    if truth:
-        raise refused
-    if name in _INTEGERS:
-        try:
-            found: Any = operator.index(value)
-        except TypeError:
-            raise refused from None
-        holds = found >= _INTEGERS[name][1]
+        return None if value is None else _convert_rope_parameters(value)
+    is_bool = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    hint = ""
+    if name in CHOICES:
+        wanted = f"one of {', '.join(map(repr, CHOICES[name]))}"
+        if isinstance(value, str) and value in CHOICES[name]:
+            return value
+    elif name in _FLAGS:
+        wanted = "True or False"
+        if is_bool:
+            return bool(value)
     else:
-        if not isinstance(value, numbers.Real):
-            raise refused
-        found = value if type(value).__module__ == "builtins" else float(value)
-        holds = _REALS[name][1](found)
-    if not holds:
-        raise refused
-    return found
+        kind, wanted, holds = _NUMBERS[name]
+        if value is None and wanted.endswith("None"):
+            return None
+        found = None if is_bool else _as_number(value, kind)
+        if found is not None and holds(found):
+            return found
+        if isinstance(value, str) and value.strip().replace(".", "").isdigit():
+            hint = "; leave the quotes out"
+    raise ValueError(f"{name}: got {value!r}, expected {wanted}{hint}")
 
 
-def _convert_rope_parameters(value: Any) -> RopeParameters | None:
-    if value is None:
+def _as_number(value: Any, kind: type) -> Any:
+    """Return a number of any library as Python's; None if it is none of this kind."""
+    if kind is int:
+        return operator.index(value) if hasattr(value, "__index__") else None
+    if not isinstance(value, numbers.Real):
         return None
+    return value if type(value).__module__ == "builtins" else float(value)
+
+
+def _convert_rope_parameters(value: Any) -> RopeParameters:
     if not isinstance(value, Mapping):
         raise ValueError(
             f"rope_parameters: got {value!r}, expected a mapping, such as {{'rope_type': 'yarn', 'factor': 4.0, "
@@ -125,11 +125,6 @@ def _convert_rope_parameters(value: Any) -> RopeParameters | None:
     return RopeParameters(made)
 
 
-def _quotes_hint(value: Any) -> str:
-    """The end of a message about a number in quotes; "" for anything else."""
-    return "; leave the quotes out" if isinstance(value, str) and value.strip().replace(".", "").isdigit() else ""
-
-
 def check_field_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
     """Raise ValueError if a field is not among `known`, or a dimension is missing."""
     known = list(known)
@@ -143,102 +138,74 @@ def check_field_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
 
 def check_spec(spec: Spec) -> None:
     """Raise ValueError if no kernel can compute `spec`."""
-    _check_fields(spec)
     if spec.is_plain:
-        _check_plain(spec)
-    else:
-        _check_heads(spec)
-    if spec.rope != "none":
-        _check_rope(spec)
-    if spec.norm_weight and spec.norm == "none":
-        raise ValueError("norm_weight is True, but there is no norm: set norm_weight=False, or norm='rms'")
-    if spec.norm_bias and spec.norm == "none":
-        raise ValueError("norm_bias is True, but there is no norm: set norm_bias=False, or norm='layer'")
-    if spec.qk_norm_weight and spec.qk_norm == "none":
-        raise ValueError("qk_norm_weight is True, but there is no norm of q and k: set qk_norm='rms'")
-    if spec.sinks and spec.masked_rows != "zeros":
-        raise ValueError(
-            f"masked_rows is {spec.masked_rows!r}, but with sinks it must be 'zeros': a query that sees no key gives "
-            "all its weight to the sink"
-        )
-    if spec.norm_over == "half_head" and spec.out_dim % 2:
-        raise ValueError(f"norm_over is 'half_head', but a head is {spec.out_dim} wide, which is odd")
-
-
-def _check_rope(spec: Spec) -> None:
-    d, r = spec.head_dim, spec.rotary_dim
-    if d % 2 and spec.partial_rotary_factor == 1:
-        raise ValueError(f"head_dim is {d}, but RoPE rotates dimensions in pairs: it must be even")
-    if r < 2:
-        raise ValueError(
-            f"partial_rotary_factor is {spec.partial_rotary_factor!r}, which rotates no pair of the {d} dimensions of "
-            "a head: set rope='none', or a larger factor"
-        )
-    given = spec.rope_parameters or {}
-    if "frequencies" in given:
-        if len(given["frequencies"]) != r // 2 or (more := set(given) - {"frequencies", "attention_factor"}):
-            also = f", and beside them {', '.join(sorted(more))}" if len(given["frequencies"]) == r // 2 else ""
-            raise ValueError(
-                f"rope_parameters has {len(given['frequencies'])} frequencies{also}, but must have {r // 2}, one for "
-                f"each pair of the {r} rotated dimensions, and may have attention_factor"
-            )
+        for name, only in {**PLAIN_FIELDS, "gqa": "pair_then_group"}.items():
+            if (value := getattr(spec, name)) != only:
+                raise ValueError(
+                    f"{name} is {value!r}, but of plain attention (lambda_form='none') it must be {only!r}"
+                )
+    for is_wrong, message in _RULES:
+        if is_wrong(spec):
+            pairs = spec.ratio == 1
+            raise ValueError(message.format(
+                s=spec, multiple=spec.ratio + 1, groups=spec.query_heads // (spec.ratio + 1),
+                unit="pairs" if pairs else "groups",
+                shared="shared keys" if spec.keys == "shared" else "pairs of keys",
+                counted="both maps are counted" if pairs else f"{spec.ratio} signal heads and a noise head",
+            ))  # fmt: skip
+    given = spec.rope_parameters if spec.rope != "none" else None
+    if given and "frequencies" not in given:
+        rope_frequencies({"rope_theta": spec.rope_theta, **given}, spec.rotary_dim, 1)
     elif given:
-        rope_frequencies({"rope_theta": spec.rope_theta, **given}, r, 1)
+        count, wanted = len(given["frequencies"]), spec.rotary_dim // 2
+        more = sorted(set(given) - {"frequencies", "attention_factor"})
+        if count != wanted or more:
+            also = f", and beside them {', '.join(more)}" if more else ""
+            raise ValueError(
+                f"rope_parameters has {count} frequencies{also}, but must have {wanted}, one for each pair of the "
+                f"{spec.rotary_dim} rotated dimensions, and may have attention_factor"
+            )
 
 
-def _check_fields(spec: Spec) -> None:
-    for name, words in CHOICES.items():
-        if (value := getattr(spec, name)) not in words:
-            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, words))}")
-    if (spec.lambda_base == "constant") != (spec.lambda_init is not None):
-        raise ValueError(
-            f"lambda_base is {spec.lambda_base!r} and lambda_init {spec.lambda_init!r}: the number belongs to "
-            "lambda_base='constant', and to no other"
-        )
-
-
-PLAIN_FIELDS = {"pairing": "interleaved", "keys": "shared", "values": "single", "out_scale": "none", "ratio": 1}
-"""The only values that these fields may have for plain attention: they mean GQA with shared heads of k and v."""
-
-
-def _check_plain(spec: Spec) -> None:
-    for name, only in {**PLAIN_FIELDS, "gqa": "pair_then_group"}.items():
-        if (value := getattr(spec, name)) != only:
-            raise ValueError(f"{name} is {value!r}, but of plain attention (lambda_form='none') it must be {only!r}")
-    if spec.query_heads % spec.key_heads:
-        raise ValueError(
-            f"query_heads is {spec.query_heads} and key_heads {spec.key_heads}, but each key head serves the same "
-            "number of query heads: query_heads must be a multiple of key_heads"
-        )
-
-
-def _check_heads(spec: Spec) -> None:
-    H, K, r = spec.query_heads, spec.key_heads, spec.ratio
-    if H % (r + 1):
-        raise ValueError(
-            f"query_heads: got {H}, expected a multiple of {r + 1} "
-            + ("(both maps are counted)" if r == 1 else f"({r} signal heads and a noise head)")
-        )
-    if spec.keys == "own" and K % 2:
-        raise ValueError(
-            f"key_heads is {K}, but each map of a pair has a key head of its own: it must be even (with "
-            "keys='shared' it may be odd)"
-        )
-    noise = H // (r + 1)
-    if noise % spec.key_groups:
-        what = "shared keys" if spec.keys == "shared" else "pairs of keys"
-        raise ValueError(
-            f"{H} query heads are {noise} {'pairs' if r == 1 else 'groups'}, which {spec.key_groups} {what} cannot "
-            "share evenly: pairs would straddle groups"
-        )
-    if spec.keys == "shared" and spec.values != "single":
-        raise ValueError(f"values are {spec.values!r}, but shared keys have one value head of width d each: 'single'")
-    if spec.keys == "shared" and spec.pairing == "halves":
-        raise ValueError(
-            "keys are shared, and pairing is 'halves': the two queries of a pair would read different keys, as "
-            "in https://huggingface.co/blog/microsoft/diff-attn-v2; use pairing='interleaved'"
-        )
-    if r > 1 and (spec.gqa, spec.group_order) != ("pair_then_group", "blocks"):
-        raise ValueError(f"ratio is {r}: gqa must be 'pair_then_group' and group_order 'blocks'")
-    if spec.gqa == "repeat_then_pair" and (spec.keys, spec.group_order) != ("own", "blocks"):
-        raise ValueError("gqa is 'repeat_then_pair': keys must be 'own' and group_order 'blocks'")
+_RULES: tuple[tuple[Callable[[Spec], bool], str], ...] = (
+    (lambda s: s.is_plain and s.query_heads % s.key_heads != 0,
+     "query_heads is {s.query_heads} and key_heads {s.key_heads}, but each key head serves the same number of query "
+     "heads: query_heads must be a multiple of key_heads"),
+    (lambda s: not s.is_plain and s.query_heads % (s.ratio + 1) != 0,
+     "query_heads: got {s.query_heads}, expected a multiple of {multiple} ({counted})"),
+    (lambda s: not s.is_plain and s.keys == "own" and s.key_heads % 2 == 1,
+     "key_heads is {s.key_heads}, but each map of a pair has a key head of its own: it must be even (with "
+     "keys='shared' it may be odd)"),
+    (lambda s: not s.is_plain and s.query_heads // (s.ratio + 1) % s.key_groups != 0,
+     "{s.query_heads} query heads are {groups} {unit}, which {s.key_groups} {shared} cannot share evenly: pairs would "
+     "straddle groups"),
+    (lambda s: s.keys == "shared" and s.values != "single",
+     "values are {s.values!r}, but shared keys have one value head of width d each: 'single'"),
+    (lambda s: s.keys == "shared" and s.pairing == "halves",
+     "keys are shared, and pairing is 'halves': the two queries of a pair would read different keys, as in "
+     "https://huggingface.co/blog/microsoft/diff-attn-v2; use pairing='interleaved'"),
+    (lambda s: s.ratio > 1 and (s.gqa, s.group_order) != ("pair_then_group", "blocks"),
+     "ratio is {s.ratio}: gqa must be 'pair_then_group' and group_order 'blocks'"),
+    (lambda s: s.gqa == "repeat_then_pair" and (s.keys, s.group_order) != ("own", "blocks"),
+     "gqa is 'repeat_then_pair': keys must be 'own' and group_order 'blocks'"),
+    (lambda s: (s.lambda_base == "constant") != (s.lambda_init is not None),
+     "lambda_base is {s.lambda_base!r} and lambda_init {s.lambda_init!r}: the number belongs to "
+     "lambda_base='constant', and to no other"),
+    (lambda s: s.rope != "none" and s.head_dim % 2 == 1 and s.partial_rotary_factor == 1,
+     "head_dim is {s.head_dim}, but RoPE rotates dimensions in pairs: it must be even"),
+    (lambda s: s.rope != "none" and s.rotary_dim < 2,
+     "partial_rotary_factor is {s.partial_rotary_factor!r}, which rotates no pair of the {s.head_dim} dimensions of a "
+     "head: set rope='none', or a larger factor"),
+    (lambda s: s.norm_weight and s.norm == "none",
+     "norm_weight is True, but there is no norm: set norm_weight=False, or norm='rms'"),
+    (lambda s: s.norm_bias and s.norm == "none",
+     "norm_bias is True, but there is no norm: set norm_bias=False, or norm='layer'"),
+    (lambda s: s.qk_norm_weight and s.qk_norm == "none",
+     "qk_norm_weight is True, but there is no norm of q and k: set qk_norm='rms'"),
+    (lambda s: s.sinks and s.masked_rows != "zeros",
+     "masked_rows is {s.masked_rows!r}, but with sinks it must be 'zeros': a query that sees no key gives all its "
+     "weight to the sink"),
+    (lambda s: s.norm_over == "half_head" and s.out_dim % 2 == 1,
+     "norm_over is 'half_head', but a head is {s.out_dim} wide, which is odd"),
+)  # fmt: skip
+"""The combinations of fields that no kernel can compute, and what is said of each."""

@@ -23,9 +23,9 @@ from refdiff.oracle.cases.fixed import PROFILES, Case, cases
 from refdiff.oracle.cases.structure import relaid, strided_view
 from refdiff.oracle.inputs.arrays import is_float
 from refdiff.oracle.inputs.outputs import KernelError
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.submission.process import KernelProcess, ProcessError, ProcessLimits, memory_span
 from refdiff.oracle.suite.outcome import Outcome, judge_outputs
 from refdiff.oracle.thresholds import THRESHOLDS

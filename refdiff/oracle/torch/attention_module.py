@@ -14,9 +14,9 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.inputs import VECTORS, is_layer, kind_of, shapes
 from refdiff.oracle.inputs.arrays import any_array, is_float
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.signature import parameter_names
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.truth.attention_operands import attention_mask, frequencies
 
 FLEX = "flex_attention"

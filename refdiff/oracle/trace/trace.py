@@ -31,10 +31,10 @@ from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import ARCHITECTURES, flatten, nest
 from refdiff.oracle.inputs.arrays import any_array, read_arrays, write_arrays
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.trace.known_points import near_point
 from refdiff.oracle.trace.points import Points, Visit, check_memory
 from refdiff.oracle.truth.forward import forward

@@ -12,11 +12,11 @@ import numpy as np
 from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
 from refdiff.oracle.inputs.outputs import read_output
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.truth.attention_operands import (
     attention_mask,
     attention_operands,

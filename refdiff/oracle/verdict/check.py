@@ -26,11 +26,11 @@ from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.inputs import DATA, is_layer
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output
+from refdiff.oracle.inputs.resolve import describe_preset, resolve_spec
 from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import describe_preset, resolve_spec
 from refdiff.oracle.verdict.judge import check_shape
 from refdiff.oracle.verdict.verdict import FAIL, Verdict
 

@@ -21,8 +21,9 @@ from refdiff.oracle.budget.statistics import (
     statistics,
     uncertain_share,
 )
+from refdiff.oracle.inputs import axes_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
-from refdiff.oracle.inputs.validation import layout_hint, output_axes
+from refdiff.oracle.inputs.validation import layout_hint
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, log_sum_exp, scores
@@ -80,7 +81,8 @@ def _shape_hint(name: str, shape: tuple[int, ...], right: tuple[int, ...]) -> st
         return ""
     if name == "out" and len(right) == 3 and len(shape) == 4:
         return ": the size is right, but a layer's out is (B, T, D), the output of o_proj"
-    axes = output_axes(name, len(right))
+    axes = ("B", "T", "D") if name == "out" and len(right) == 3 else tuple(axes_of(name).split())
+    axes = axes if len(axes) == len(right) else tuple("ABCDEF"[: len(right)])
     if found := layout_hint(shape, axes, dict(zip(axes, right, strict=True))):
         return found
     if [n for n in shape if n != 1] == [n for n in right if n != 1]:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.inputs.resolve import small_spec
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_inputs import INPUT_DEVIATIONS
 from refdiff.oracle.mistakes.kernel import deviated, output
 from refdiff.oracle.mistakes.listed import KINDS, deviations, draw_probes
 from refdiff.oracle.mistakes.rare import RARE_DEVIATIONS
-from refdiff.oracle.spec.resolve import small_spec
 from refdiff.oracle.strategies import Structure
 from refdiff.oracle.strategies import draw as draw_values
 from tests.oracle.example_inputs import draw, small

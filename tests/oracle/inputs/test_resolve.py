@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from refdiff import oracle
+from refdiff.oracle.inputs.resolve import infer_dimensions, resolve_spec, small_spec
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.spec.resolve import infer_dimensions, resolve_spec, small_spec
 from refdiff.oracle.submission import judge_file
 from tests.layers.inputs import says
 from tests.oracle.example_inputs import draw, small
