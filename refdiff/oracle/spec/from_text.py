@@ -8,9 +8,9 @@ from typing import Any
 
 from refdiff.files import finite_float, unique_keys
 from refdiff.messages import json_problem
+from refdiff.oracle.inputs.resolve import small_spec
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import small_spec
 from refdiff.oracle.spec.validation import CHOICES
 
 
