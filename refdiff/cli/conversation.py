@@ -9,7 +9,6 @@ import json
 import secrets
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from refdiff import bundled
@@ -19,9 +18,7 @@ from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, one_line, text_writer
 from refdiff.cli.transcript import Transcript
-from refdiff.errors import CheckpointError
-from refdiff.files import MAX_JSON, expand_home, read_text, unique_keys, write_atomically
-from refdiff.messages import json_problem
+from refdiff.files import expand_home, write_atomically
 
 HELP = "Ctrl-C stops an answer; /reset starts anew, /save FILE writes all, /bye ends"
 ENDING = ("/bye", "/quit", "/exit")
@@ -97,24 +94,11 @@ def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
             raise ValueError("/save: nothing has been said yet")
         path = expand_home(name)
         check_place("/save", path)
-        if path.exists() and not _is_conversation(path):
-            raise ValueError(f"/save {path}: holds no conversation that was saved; name another file")
         write_atomically(path, (json.dumps(messages, ensure_ascii=False, indent=2) + "\n").encode())
     except (OSError, ValueError) as error:
         note(f"refdiff: {one_line(error)}")
     else:
         note(f"{len(messages)} messages written to {path}")
-
-
-def _is_conversation(path: Path) -> bool:
-    """Return whether a file was written by /save."""
-    try:
-        found = json.loads(read_text(path, max_bytes=MAX_JSON), object_pairs_hook=unique_keys)
-    except (CheckpointError, json.JSONDecodeError, RecursionError):
-        return False
-    except ValueError as error:  # a key stands twice
-        raise ValueError(f"/save {path}: {json_problem(error)}") from None
-    return isinstance(found, list) and all(isinstance(m, dict) and {*m} == {"role", "content"} for m in found)
 
 
 def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[dict[str, Any]], first: int) -> None:

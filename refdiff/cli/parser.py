@@ -27,7 +27,6 @@ COMMANDS = {
     "golden": "write or check test vectors for kernels in any language",
     "trace": "record every intermediate result, or compare two runs",
     "bench": "measure speed and memory on this machine",
-    "completion": "print a completion script for bash, zsh or fish",
     "help": "show the help of a command",
 }
 """Every command, in the order of the help; each is a module of this package."""
@@ -347,6 +346,8 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
         "that a row failed.",
         "Environment: REFDIFF_MODEL is the default model of generate, inspect and attention; OMP_NUM_THREADS the "
         "default of --threads; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
+        'Completion by the Tab key: pip install argcomplete, and add eval "$(register-python-argcomplete refdiff)" to '
+        "~/.bashrc or ~/.zshrc.",
     ]
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     for name, summary in COMMANDS.items():

@@ -29,28 +29,12 @@ REPORTED_EVERY = 60.0
 
 @contextmanager
 def progress_bar(*, quiet: bool, **options: Any) -> Iterator[Any]:
-    """Yield a bar of tqdm on standard error, disabled if that is no terminal; its clock runs between updates, too.
-
-    It leaves space for an echoed "^C".
-    """
+    """Yield a bar of tqdm on standard error, disabled if that is no terminal; it leaves space for an echoed "^C"."""
     from tqdm import tqdm
 
-    hidden, over = quiet or not sys.stderr.isatty(), threading.Event()
-    with tqdm(file=sys.stderr, disable=hidden, ncols=shutil.get_terminal_size().columns - 3, **options) as bar:
-
-        def tick() -> None:
-            while not over.wait(1):
-                bar.refresh()
-
-        thread = threading.Thread(target=tick, daemon=True)
-        if not hidden:
-            thread.start()
-        try:
-            yield bar
-        finally:
-            over.set()
-            if not hidden:
-                thread.join()
+    hidden, columns = quiet or not sys.stderr.isatty(), shutil.get_terminal_size().columns
+    with tqdm(file=sys.stderr, disable=hidden, ncols=columns - 3, **options) as bar:
+        yield bar
 
 
 def minutely() -> Callable[[], bool]:

@@ -57,35 +57,38 @@ def test_an_answer_is_given_what_was_said_before(converse: Any, capsys: Capture)
     assert "/reset starts anew, /save FILE writes all, /bye ends" in err
 
 
+@pytest.fixture
+def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Give the model a context of so many tokens."""
+
+    def shorten(context: int) -> None:
+        load = conversation.load
+
+        def short(args: argparse.Namespace) -> Any:
+            model, tokenizer = load(args)
+            model.config.max_position_embeddings = context
+            return model, tokenizer
+
+        monkeypatch.setattr(conversation, "load", short)
+
+    return shorten
+
+
 @pytest.mark.filterwarnings("ignore:-n 3. prompt and new tokens go beyond")
 @pytest.mark.parametrize(("length", "context"), [(20, 60), (40, 6)])  # in the second, ten contexts are full
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
-    length: int, context: int, converse: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    length: int, context: int, converse: Any, capsys: Capture, shorten: Callable[[int], None]
 ) -> None:
-    load = conversation.load
-
-    def short(args: argparse.Namespace) -> Any:
-        model, tokenizer = load(args)
-        model.config.max_position_embeddings = context
-        return model, tokenizer
-
-    monkeypatch.setattr(conversation, "load", short)
+    shorten(context)
     asked = converse("a" * length, "b" * length, "c" * length)
     assert asked[-1] == [{"role": "user", "content": "c" * length}]
     assert "the context is full; 2 messages from the beginning are forgotten" in capsys.readouterr().err
 
 
 def test_a_message_longer_than_ten_contexts_leaves_the_conversation_as_it_was(
-    converse: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    converse: Any, capsys: Capture, shorten: Callable[[int], None]
 ) -> None:
-    load = conversation.load
-
-    def short(args: argparse.Namespace) -> Any:
-        model, tokenizer = load(args)
-        model.config.max_position_embeddings = 60
-        return model, tokenizer
-
-    monkeypatch.setattr(conversation, "load", short)
+    shorten(60)
     asked = converse("h", "b" * 700, "two")
     assert [m["content"] for m in asked[-1] if m["role"] == "user"] == ["h", "two"]
     err = capsys.readouterr().err
@@ -115,21 +118,13 @@ def test_commands(converse: Any, capsys: Capture) -> None:
     assert max(map(len, err.splitlines())) <= 80
 
 
-def test_only_a_conversation_that_was_saved_is_replaced(
+def test_a_saved_conversation_replaces_the_file(
     converse: Any, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own, other = Path("chat.json"), {"a.md": "# A page\n", "b.json": '[{"prompt": "A fox"}]', "c.json": "{}"}
-    other["d.json"] = '[{"role": "user", "role": "assistant", "content": "a"}]'
-    for name, text in other.items():
-        Path(name).write_text(text)
-    converse("h", "/save chat.json", "two", "/save chat.json", *(f"/save {name}" for name in other))
-    assert len(json.loads(own.read_text())) == 4
-    assert {name: Path(name).read_text() for name in other} == other
-    err = capsys.readouterr().err
-    assert "4 messages written to chat.json" in err
-    assert err.count("holds no conversation that was saved; name another file") == 3
-    assert "refdiff: /save d.json: the key role stands twice in one object; keep one of them\n" in err
+    converse("h", "/save chat.json", "two", "/save chat.json")
+    assert len(json.loads(Path("chat.json").read_text())) == 4
+    assert "4 messages written to chat.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--json"], ["-o", "x.txt"]])

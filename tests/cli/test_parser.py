@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from refdiff.cli.parser import COMMANDS, build_parser
+from refdiff.model.variants import VARIANTS
 
 from .conftest import Cli
 
@@ -53,7 +56,7 @@ def test_help_opens_with_usage_and_examples_and_fits_80_columns(command: str, he
 def test_an_option_takes_one_line_and_ends_with_its_default(command: str, help_of: Help) -> None:
     lines = [*help_of(command, "--help"), ""]
     options = [i for i, line in enumerate(lines) if re.match(r"  -", line)]
-    assert options or command in ("completion", "help")
+    assert options or command == "help"
     for i in options:
         wrapped = re.match(r" {20,}", lines[i + 1])
         assert not wrapped, f"help text too long: shorten it to one line: {lines[i]}"
@@ -147,3 +150,18 @@ def test_older_spellings_are_accepted_and_documented(help_of: Help) -> None:
     said = " ".join(" ".join(help_of("train", "--help")).split())
     for word in (*old[::2], "--inner-size"):
         assert f"{word} = --" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("refdiff tr", {"train", "trace"}),
+        ("refdiff generate --ba", {"--backend", "--batch-size"}),
+        ("refdiff convert a b --to ", {*VARIANTS}),
+    ],
+)
+def test_argcomplete_completes_what_is_typed(typed: str, expected: set[str], environment: dict[str, str]) -> None:
+    environment |= {"COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n"}
+    command = ["sh", "-c", f"{sys.executable} -m refdiff 8>&1 9>/dev/null"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert set(done.stdout.splitlines()) == expected, done.stderr

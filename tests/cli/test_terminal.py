@@ -19,7 +19,6 @@ from refdiff.cli.terminal import (
     note,
     one_line,
     print_report,
-    progress_bar,
     text_writer,
     waiting,
     write_text,
@@ -181,10 +180,3 @@ def test_a_waiting_line_fits_into_one_row(name: str, shown: str, monkeypatch: py
     with waiting(f"reading {name}"):
         wait_until(lambda: " s" in err.getvalue())
     assert re.fullmatch(rf"(\rreading {re.escape(shown)} ... \d s\x1b\[K)+\r\x1b\[K", err.getvalue())
-
-
-def test_the_clock_of_a_bar_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    err = _Terminal()
-    monkeypatch.setattr("sys.stderr", err)
-    with progress_bar(quiet=False, total=1):
-        wait_until(lambda: re.search(r"0/1 \[(?!00:00)\d\d:\d\d", err.getvalue()) is not None)

@@ -52,7 +52,6 @@ USAGE = (
     ("check --selftest --json --markdown", "--json, --markdown: got both, expected one of them"),
     ("check --seeds 3 --jobs 2 mine", "--seeds, --jobs: no effect without --selftest; add that, or leave --seeds"),
     ("judge kernel.py --memory 0.05", "--memory: got 0.05, expected a number of at least 0.1; see refdiff judge -h"),
-    ("completion tcsh", "SHELL: got 'tcsh', expected one of bash, zsh, fish"),
     ("convert absent/folder/here new --to paper", "absent/folder/here: "),
     ("convert bundled bundled --to paper", "OUTPUT bundled: got the name of MODEL, expected another; a conversion wr"),
     ("generate -m model.gguf x", "model.gguf: GGUF is not read; give the folder or the hub repo that has the model as"),
