@@ -167,8 +167,8 @@ def packages(session: nox.Session) -> None:
     )
     (Path(dist) / "mine.py").write_text(kernel, encoding="utf-8")
     with session.chdir(dist):
-        env = {"REFDIFF_KERNEL": "mine:kernel", "REFDIFF_PROFILES": "natural,tiny_values"}
-        session.run("python", "-m", "pytest", "--pyargs", "refdiff.oracle.conformance", env=env)
+        suite = ("--refdiff-kernel", "mine:kernel", "--refdiff-profiles", "natural,tiny_values")
+        session.run("python", "-m", "pytest", *suite)
 
 
 def smoke(session: nox.Session) -> None:

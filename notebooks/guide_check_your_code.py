@@ -233,8 +233,7 @@ for one in (spec, larger):
 # more.
 #
 # From the command line, `refdiff check FILE` judges the arrays in a file, inputs and outputs of one case, from
-# whatever language they come. `REFDIFF_KERNEL=package.module:function pytest --pyargs refdiff.oracle.conformance` runs
-# a function of yours on all cases.
+# whatever language they come. `pytest --refdiff-kernel package.module:function` runs a function of yours on all cases.
 
 # %%
 assert verdict

@@ -65,7 +65,7 @@ def checkout(tmp_path: Path) -> Path:
 def test_the_block_runs_as_it_is_pasted(checkout: Path, language: str, code: str) -> None:
     command = {"sh": ["bash", "-euo", "pipefail", "-c", code], "python": [sys.executable, "-W", "error", "-c", code]}
     paths = {"PATH": f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    env = {**os.environ, **paths, "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, **paths, "HF_HUB_OFFLINE": "1", "PYTEST_ADDOPTS": ""}
     ran = subprocess.run(command[language], cwd=checkout, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout
