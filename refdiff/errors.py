@@ -6,7 +6,8 @@ from refdiff.messages import printable
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file, the tensor or field, and the fix.
 
-    The message may quote names and values of the checkpoint: it is escaped and shortened (`refdiff.messages`).
+    The message may quote names and values of the checkpoint: it is escaped and shortened
+    (`refdiff.messages`).
     """
 
     def __init__(self, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 import warnings
 from dataclasses import fields
@@ -33,6 +34,17 @@ def test_the_help_of_generate_lists_every_option_with_its_default(model: Any) ->
     said = " ".join((model.generate.__doc__ or "").split())
     for option in fields(Options):
         assert f" {option.name}={option.default!r}" in said, option.name
+
+
+SIGNATURE = re.compile(r"[ |]*(\w+ = )?\w+\(.*\)( -> .*| method of .*| from .*)?")
+"""What Python 3.11 prints in one line, however long it is."""
+
+
+@pytest.mark.parametrize("name", [name for name in refdiff.__all__ if callable(getattr(refdiff, name))])
+def test_help_is_within_100_columns(name: str) -> None:
+    lines = pydoc.plain(pydoc.render_doc(getattr(refdiff, name), "Help on %s:")).splitlines()
+    assert len(lines) > 3
+    assert [line for line in lines if len(line) > 100 and not SIGNATURE.fullmatch(line)] == []
 
 
 @pytest.mark.parametrize("call", ["generate", "__call__"])

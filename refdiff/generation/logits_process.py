@@ -23,7 +23,7 @@ Ids = NDArray[np.int64]
 
 
 class LogitsProcessor:
-    """Changes the scores of the next token; `generate(logits_processor=[…])` takes instances of a subclass."""
+    """Changes the scores of the next token; a subclass is for `generate(logits_processor=[…])`."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):  # type: ignore[arg-type]  # only dataclasses call this

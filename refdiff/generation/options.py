@@ -397,9 +397,10 @@ _KNOWN = frozenset((*NAMES, *LEFT_OUT, "bos_token_id", "transformers_version"))
 
 
 class GenerationConfig(dict[str, Any]):
-    """Options of `generate`, with transformers' names: each is an entry and an attribute, and one not set is None.
+    """Options of `generate`, with transformers' names, as entries and attributes; None: not set.
 
-    `generate(generation_config=…)` takes it, and `model.generation_config` may be one. Entries of other names are kept.
+    `generate(generation_config=…)` takes it, and `model.generation_config` may be one. Entries
+    of other names are kept.
 
     Raises:
         ValueError: a value out of its range.
@@ -428,7 +429,7 @@ class GenerationConfig(dict[str, Any]):
         return {name: value for name, value in self.items() if value is not None}
 
     def to_json_string(self) -> str:
-        """Return the content of generation_config.json: pairs for biases of several tokens, and no objects."""
+        """Return the content of generation_config.json, without objects."""
         values = {name: value for name, value in self.to_dict().items() if name not in OBJECTS}
         if isinstance(biases := values.get("sequence_bias"), Mapping):
             values["sequence_bias"] = [[list(key), bias] for key, bias in biases.items()]
@@ -436,12 +437,12 @@ class GenerationConfig(dict[str, Any]):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **options: Any) -> GenerationConfig:
-        """Return the config of a dict, such as the content of generation_config.json, with other options over it."""
+        """Return the config of a dict, such as a generation_config.json, with options over it."""
         return cls(**{**values, **options})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> GenerationConfig:
-        """Read the generation_config.json of a checkpoint folder or a hub repo, with other options over it.
+        """Read the generation_config.json of a folder or a hub repo, with other options over it.
 
         Args:
             pretrained_model_name_or_path: the folder or the repo.

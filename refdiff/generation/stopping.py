@@ -17,7 +17,7 @@ Flags = NDArray[np.bool_]
 
 
 class StoppingCriteria:
-    """Says which sequences are finished; `generate(stopping_criteria=[…])` takes instances of a subclass."""
+    """Says which sequences are finished; a subclass is for `generate(stopping_criteria=[…])`."""
 
     def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Any:
         """Return which sequences of (B, T) ids are finished, (B,), or one answer for all.
@@ -38,7 +38,7 @@ class MaxLengthCriteria(StoppingCriteria):
 
 
 class MaxTimeCriteria(StoppingCriteria):
-    """`max_time` seconds have passed, since `initial_timestamp` (of time.time()) or since this object was made."""
+    """`max_time` seconds have passed since `initial_timestamp`, or since this object was made."""
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
         self.max_time = max_time
@@ -63,7 +63,8 @@ class EosTokenCriteria(StoppingCriteria):
 class StopStringCriteria(StoppingCriteria):
     """A stop string ends within the last token, which may have more text after it.
 
-    padding: the number of ids at the start of each prompt that are no text, (B,); the sequences are B, or n a prompt.
+    padding: the number of ids at the start of each prompt that are no text, (B,); the sequences
+    are B, or n a prompt.
     """
 
     def __init__(self, tokenizer: Any, stop_strings: str | Sequence[str], padding: Ids | None = None) -> None:

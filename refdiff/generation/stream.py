@@ -100,12 +100,12 @@ _CONTINUATIONS = tuple(bytes([byte]) for byte in range(0x80, 0xC0))  # bytes wit
 
 
 class BatchTextStreamer:
-    """Decodes the sequences of a batch, and passes each piece of text on as soon as its characters are complete.
+    """Decodes the sequences of a batch, and passes on each piece of text of complete characters.
 
-    tokenizer: one of refdiff, transformers or tokenizers. write(i, text) is called with every piece of sequence i;
-    `texts` has the text of each sequence so far. It is what decoding all ids gives, with two exceptions: an incomplete
-    character at the end, for which decoding gives U+FFFD, is left out; and spaces that `clean_up_tokenization_spaces`
-    would delete stay.
+    tokenizer: one of refdiff, transformers or tokenizers. write(i, text) is called with every
+    piece of sequence i; `texts` has the text of each sequence so far. It is what decoding all
+    ids gives, with two exceptions: an incomplete character at the end, for which decoding gives
+    U+FFFD, is left out; and spaces that `clean_up_tokenization_spaces` would delete stay.
 
     Raises:
         ValueError: `put` with another number of sequences than before.
@@ -157,7 +157,7 @@ class BatchTextStreamer:
 
 
 class TextStreamer(BatchTextStreamer):
-    """Prints the text of one prompt while it is generated, and a newline at its end; `text` is the text so far.
+    """Prints the text of one prompt while it is generated; `text` is the text so far.
 
     write: called with every piece of text in place of printing.
 

@@ -290,7 +290,7 @@ def read_seed(
 
 
 def set_seed(seed: int) -> None:
-    """Seed what draws the random choices of all calls that are given no seed of their own, and NumPy's global state.
+    """Seed the random choices of all calls without a seed of their own, and NumPy's global state.
 
     Raises:
         ValueError: a number outside 0 to 2**32 − 1.

@@ -52,7 +52,7 @@ class _Settings:
 
 @dataclass
 class WatermarkingConfig(_Settings):
-    """The option `watermarking_config`: which share of the vocabulary gets which bias, and what chooses it."""
+    """The option `watermarking_config`: the share of the vocabulary with a bias, and its choice."""
 
     greenlist_ratio: float = field(default=0.25, metadata=number(0, 1, above=True, below=True))
     bias: float = 2.0
@@ -109,7 +109,7 @@ def _hash(start: NDArray[np.int64], data: NDArray[np.int64]) -> NDArray[np.int64
 
 @dataclass
 class SynthIDTextWatermarkingConfig(_Settings):
-    """The option `watermarking_config` for SynthID-Text: the length of n-grams and the keys of their coin flips."""
+    """The option `watermarking_config` for SynthID-Text: n-grams and the keys of coin flips."""
 
     ngram_len: int = field(metadata=integer(2))
     keys: list[int]

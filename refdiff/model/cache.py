@@ -14,20 +14,22 @@ from refdiff.model.inputs import integers
 class KVCache:
     """The keys and values of every layer, kept between calls of a model.
 
-    `len(cache)` is the number of tokens that have gone through all layers. Only `append` (= `allocate`, then `commit`)
-    and `advance` add tokens. The arrays that `append` returns are views that later calls may overwrite after a `crop`
-    or a `reorder`.
+    `len(cache)` is the number of tokens that have gone through all layers. Only `append`
+    (`allocate`, then `commit`) and `advance` add tokens. The arrays that `append` returns are
+    views that later calls may overwrite after a `crop` or a `reorder`.
 
     Args:
         num_layers: how many layers the model has.
-        static: the capacity in tokens, allocated at the first `append`. Without it the capacity is an eighth more than
-            the first tokens, 8 to 256, or what was reserved; it grows by half when it is used up, so that n tokens
-            cost time in proportion to n.
-        max_tokens: the most tokens that it will hold, if known; its capacity does not grow past it.
+        static: the capacity in tokens, allocated at the first `append`. Without it the capacity
+            is an eighth more than the first tokens, 8 to 256, or what was reserved; it grows by
+            half when it is used up, so that n tokens cost time in proportion to n.
+        max_tokens: the most tokens that it will hold, if known; its capacity does not grow past
+            it.
         most: the former name of `max_tokens`, accepted for one release.
 
     Raises:
-        ValueError: `num_layers`, `static` or `max_tokens` is below 1, or no integer; or both names are given.
+        ValueError: `num_layers`, `static` or `max_tokens` is below 1, or no integer; or both
+            names are given.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class KVCache:
         """Add the keys and values of new tokens to a layer, and return all that it has.
 
         Shapes:
-            k (B, K, T, d), v (B, Kv, T, e) -> (B, K, S, d), (B, Kv, S, e), S = len(cache) before + T
+            k (B, K, T, d), v (B, Kv, T, e) -> (B, K, S, d), (B, Kv, S, e), S = earlier + T
 
         Raises:
-            ValueError: batch size, heads, head size or dtype differ from those in the cache, or a static cache is full.
+            ValueError: batch size, heads, head size or dtype differ from those in the cache, or a
+                static cache is full.
         """
         keys, values, start = self.allocate(layer, k, v)
         end = start + k.shape[2]
@@ -84,12 +87,12 @@ class KVCache:
         return self.commit(layer, end)
 
     def allocate(self, layer: int, k: Array, v: Array) -> tuple[Array, Array, int]:
-        """Return a layer's buffers with capacity for new tokens, and the first one's index; `commit` adds them.
+        """Return a layer's buffers with capacity for new tokens, and where they begin; see `commit`.
 
         Raises:
             ValueError: as `append`.
-            MemoryError: this machine has less memory than the tokens take. Linux may grant memory that does not exist
-                and kill the process on use.
+            MemoryError: this machine has less memory than the tokens take. Linux may grant memory
+                that does not exist and kill the process on use.
         """
         start = len(self)
         end = start + k.shape[2]
@@ -138,7 +141,7 @@ class KVCache:
         return tuple(x for pair in self._buffers if pair is not None for x in pair)
 
     def reserve(self, tokens: int) -> None:
-        """Raise the capacity of every layer to `tokens` tokens, of an empty layer at its first `append`.
+        """Raise every layer's capacity to `tokens` tokens, an empty layer's at its first `append`.
 
         Raises:
             ValueError: the cache is static, and smaller.
@@ -154,7 +157,7 @@ class KVCache:
                 self._buffers[layer] = (k, v)
 
     def advance(self, tokens: int) -> None:
-        """Add `tokens` to the length: the device has already written them into the buffers of every layer.
+        """Add `tokens` to the length: the device has written them into every layer's buffers.
 
         Raises:
             ValueError: they exceed the capacity.
@@ -165,7 +168,7 @@ class KVCache:
         self._lengths = [end] * self.num_layers
 
     def reorder(self, indices: Any) -> None:
-        """Replace the sequences by those at `indices`: `cache.reorder([0, 0, 1])` also changes their number.
+        """Replace the sequences by those at `indices`; `reorder([0, 0, 1])` changes their number.
 
         Raises:
             IndexError: an index is not that of a sequence in the cache.

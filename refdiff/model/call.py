@@ -26,18 +26,20 @@ R = TypeVar("R")
 ARGUMENTS = """\
 Args:
     input_ids: (B, T) integers, or in their place `inputs_embeds` (B, T, D).
-    attention_mask: (B, S) of 1 and 0, S counting the tokens in the cache; or (B, 1 or H, T, S), boolean "may see" or
-        added to the scores. Without it every token sees itself and all before it.
+    attention_mask: (B, S) of 1 and 0, S counting the tokens in the cache; or
+        (B, 1 or H, T, S), boolean "may see" or added to the scores. Without it every token
+        sees itself and all before it.
     position_ids: (B, T); without them positions count on from the cache.
-    cache: the `out.cache` of an earlier call, or a new `KVCache`; `use_cache` says whether to make one
-        (config.use_cache). `past_key_values` is its older name.
-    output_attentions: add `attentions`, `differential_attentions` and `lambdas`; the layers then run one by one:
-        slower, logits equal up to rounding error.
-    output_hidden_states: add `hidden_states`, in the same way; an index or several keep only those.
+    cache: the `out.cache` of an earlier call, or a new `KVCache`; `use_cache` says whether
+        to make one (config.use_cache). `past_key_values` is its older name.
+    output_attentions: add `attentions`, `differential_attentions` and `lambdas`; the layers
+        then run one by one: slower, logits equal up to rounding error.
+    output_hidden_states: add `hidden_states`, in the same way; an index or several keep
+        only those.
     return_dict: False gives the results as a tuple."""
 RAISES = """\
 Raises:
-    ValueError: an input of another kind or shape; the message has what was given and what is taken.
+    ValueError: an input of another kind or shape; the message has both.
     IndexError: a token id outside the vocabulary."""
 """What every class takes when it is called, and raises, for the docstrings of all of them."""
 
@@ -100,7 +102,7 @@ class CallableModel:
         return params
 
     def context(self, ops: Ops, cos: Array, sin: Array, **others: Any) -> Context:
-        """Return what the layers of one call share: these functions, RoPE's factors, and fields of `Context`."""
+        """Return what the layers of one call share: functions, RoPE's factors, `Context`'s fields."""
         return Context(self.config, ops, cos, sin, **others)
 
     def _array(self, x: NDArray[Any]) -> Array:

@@ -28,22 +28,27 @@ def _default_of_calls(name: str) -> property:
 
 @dataclass(init=False, kw_only=True)
 class DiffLlamaConfig(RefusedNames):
-    """The settings of a DiffLlama model, with the names and defaults of transformers' `DiffLlamaConfig`.
+    """The settings of a model, with the names and defaults of transformers' `DiffLlamaConfig`.
 
-    Takes every spelling that config files use: `rope_parameters`, or `rope_theta` with `rope_scaling` (`type` or
-    `rope_type`); `dtype` or `torch_dtype`; `id2label` or `num_labels`. After construction `num_key_value_heads` and
-    `head_dim` are integers, and `rope_parameters` has `rope_type` and `rope_theta`. Fields that DiffLlama does not use
-    stay in `extra` and are written back by `save_pretrained`; one warning names those that are not in every file.
+    Takes every spelling that config files use: `rope_parameters`, or `rope_theta` with
+    `rope_scaling` (`type` or `rope_type`); `dtype` or `torch_dtype`; `id2label` or
+    `num_labels`. After construction `num_key_value_heads` and `head_dim` are integers, and
+    `rope_parameters` has `rope_type` and `rope_theta`. Fields that DiffLlama does not use stay
+    in `extra` and are written back by `save_pretrained`; one warning names those that are not
+    in every file.
 
-    `hidden_act` is one of `refdiff.layers.activation.NAMES`: every activation of transformers but xielu.
+    `hidden_act` is one of `refdiff.layers.activation.NAMES`: every activation of transformers
+    but xielu.
 
-    `variant` says how attention is built from its heads: "hf" as in transformers' DiffLlama, "paper" as in unilm's
-    flash files, "v2" as in DIFF V2 (where there are twice `num_attention_heads` query heads), "plain" as in a Llama,
-    without a difference. Files tell it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and
-    llama. `wiring` and its value "none" are older names of `variant` and "plain".
+    `variant` says how attention is built from its heads: "hf" as in transformers' DiffLlama,
+    "paper" as in unilm's flash files, "v2" as in DIFF V2 (where there are twice
+    `num_attention_heads` query heads), "plain" as in a Llama, without a difference. Files tell
+    it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and llama.
+    `wiring` and its value "none" are older names of `variant` and "plain".
 
     Raises:
-        ValueError: a field is out of its range; the message has its name, its value, the range and the fix.
+        ValueError: a field is out of its range; the message has its name, its value, the range
+            and the fix.
     """
 
     _refused: ClassVar[Mapping[str, str]] = CONFIG
@@ -117,11 +122,11 @@ class DiffLlamaConfig(RefusedNames):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
-        """Build a config from the parsed content of a config.json; `source` names the file in messages.
+        """Build a config from the content of a config.json; `source` names the file in messages.
 
         Raises:
-            CheckpointError: a field is out of its range; the message has the file, the field, its value, the range and
-                the fix.
+            CheckpointError: a field is out of its range; the message has the file, the field, its
+                value, the range and the fix.
         """
         config = cls.__new__(cls)
         try:
@@ -143,14 +148,16 @@ class DiffLlamaConfig(RefusedNames):
         pretrained_model_name_or_path: str | os.PathLike[str],
         **options: Any,
     ) -> DiffLlamaConfig:
-        """Read the config of a checkpoint folder, a config file or a hub repo (only its config files are downloaded).
+        """Read the config of a folder, a file or a hub repo (only config files are downloaded).
 
         Args:
             pretrained_model_name_or_path: the folder, the file or the repo.
-            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of the config to change.
+            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of
+                the config to change.
 
         Raises:
-            CheckpointError: config.json is missing or wrong; the message names the file or repo, the field and the fix.
+            CheckpointError: config.json is missing or wrong; the message names the file or repo,
+                the field and the fix.
             TypeError: another argument.
         """
         where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
@@ -166,7 +173,7 @@ class DiffLlamaConfig(RefusedNames):
 
     @classmethod
     def from_config(cls, config: Any) -> DiffLlamaConfig:
-        """Return a `DiffLlamaConfig` as it is, and the config object of another library by its `to_dict`.
+        """Return a `DiffLlamaConfig` as it is; build one from another library's config object.
 
         Raises:
             TypeError: it has no `to_dict`.
@@ -208,7 +215,7 @@ class DiffLlamaConfig(RefusedNames):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""
+        """Return all fields, the extra ones and `model_type`, as `DiffLlamaConfig(**…)` takes them."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         del values["extra"], values["variant"]
         return copy.deepcopy({**self.extra, **values, "model_type": VARIANTS[self.variant].model_type})

@@ -70,19 +70,24 @@ class DiffLlamaForCausalLM(TrainableModel):
         ignore_index: int = -100,
         **options: Unpack[ModelInputs],
     ) -> ModelOutput:
-        """Compute `logits` (B, T, V), and with labels the `loss` of predicting each next one that is not −100.
+        """Compute `logits` (B, T, V), and with labels the `loss` of each next one that is not −100.
 
         Args:
-            labels: (B, T) integers, or one for each of the kept positions; add `loss`. `loss_and_grad` gives it with
-                the gradients of all weights.
-            shift_labels: the target of each position; with them, `labels` say only that a loss is wanted.
-            num_items_in_batch: divide the sum of the losses by this number, in place of the number of targets.
+            labels: (B, T) integers, or one for each of the kept positions; add `loss`.
+                `loss_and_grad` gives it with the gradients of all weights.
+            shift_labels: the target of each position; with them, `labels` say only that a loss is
+                wanted.
+            num_items_in_batch: divide the sum of the losses by this number, in place of the number
+                of targets.
             ignore_index: the label that does not count, in place of −100.
-            shift_labels: the target of each position; with them, `labels` say only that a loss is wanted.
-            num_items_in_batch: divide the sum of the losses by this number, in place of the number of targets.
+            shift_labels: the target of each position; with them, `labels` say only that a loss is
+                wanted.
+            num_items_in_batch: divide the sum of the losses by this number, in place of the number
+                of targets.
             ignore_index: the label that does not count, in place of −100.
-            logits_to_keep: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
-                or those that a boolean array (B, T) marks, then as (marked, V).
+            logits_to_keep: only the last n positions (0 = all), or the positions in an integer
+                array (n,) or (B, n), or those that a boolean array (B, T) marks, then as (marked,
+                V).
         """
         is_number = isinstance(logits_to_keep, int | np.integer)
         last = int(logits_to_keep) if is_number else 0
@@ -135,30 +140,33 @@ class DiffLlamaForCausalLM(TrainableModel):
         seed: int | Sequence[int] | None = None,
         **generation_options: Any,
     ) -> Any:
-        """Continue token sequences with `refdiff.generation.generate`; options and results are transformers'.
+        """Continue token sequences; options and results are transformers'.
 
         Args:
             input_ids: (B, T) token ids, as of `tokenizer(texts, return_tensors="np")`.
             attention_mask: (B, T), 1 for a token and 0 for padding, which stands at the left.
             streamer: gets tokens as they are generated, such as `refdiff.TextStreamer(tokenizer)`.
             generator, seed: where random choices come from.
-            generation_options: any of these; the defaults hold where generation_config.json has no other:
+            generation_options: any of these; defaults that generation_config.json does not set:
 
-        Prompt: inputs_embeds=None, cache=None, bos_token_id=None; inputs and past_key_values as other names
-        Length: max_new_tokens=None and max_length=None (20 new tokens), min_new_tokens=None, min_length=0,
-            max_time=None, eos_token_id=None, stop_strings=None with tokenizer=None, pad_token_id=None,
-            stopping_criteria=None, forced_eos_token_id=None, exponential_decay_length_penalty=None
-        Sampling: do_sample=False, temperature=1.0, top_h=None, top_k=50, top_p=1.0, min_p=None, typical_p=1.0,
-            epsilon_cutoff=0.0, eta_cutoff=0.0
+        Prompt: inputs_embeds=None, cache=None, bos_token_id=None; inputs and past_key_values as
+            other names
+        Length: max_new_tokens=None and max_length=None (20 new tokens), min_new_tokens=None,
+            min_length=0, max_time=None, eos_token_id=None, stop_strings=None with tokenizer=None,
+            pad_token_id=None, stopping_criteria=None, forced_eos_token_id=None,
+            exponential_decay_length_penalty=None
+        Sampling: do_sample=False, temperature=1.0, top_h=None, top_k=50, top_p=1.0, min_p=None,
+            typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0
         Processors: repetition_penalty=1.0, no_repeat_ngram_size=0, encoder_repetition_penalty=1.0,
-            encoder_no_repeat_ngram_size=0, bad_words_ids=None, suppress_tokens=None, begin_suppress_tokens=None,
-            forced_bos_token_id=None, sequence_bias=None, prefix_allowed_tokens_fn=None, logits_processor=None,
-            guidance_scale=None with negative_prompt_ids=None and negative_prompt_attention_mask=None,
+            encoder_no_repeat_ngram_size=0, bad_words_ids=None, suppress_tokens=None,
+            begin_suppress_tokens=None, forced_bos_token_id=None, sequence_bias=None,
+            prefix_allowed_tokens_fn=None, logits_processor=None, guidance_scale=None with
+            negative_prompt_ids=None and negative_prompt_attention_mask=None,
             watermarking_config=None, remove_invalid_values=False, renormalize_logits=False
-        Beams and more: num_beams=1, length_penalty=1.0, early_stopping=False, num_return_sequences=1,
-            prompt_lookup_num_tokens=None, assistant_model=None
-        Results: return_dict_in_generate=False, output_scores=False, output_logits=False, output_attentions=False,
-            output_hidden_states=False
+        Beams and more: num_beams=1, length_penalty=1.0, early_stopping=False,
+            num_return_sequences=1, prompt_lookup_num_tokens=None, assistant_model=None
+        Results: return_dict_in_generate=False, output_scores=False, output_logits=False,
+            output_attentions=False, output_hidden_states=False
         All of these together: generation_config=None
         """
         from refdiff.generation import generate  # imported late: generation imports model
@@ -176,14 +184,14 @@ class DiffLlamaForCausalLM(TrainableModel):
     def compute_transition_scores(
         self, sequences: Any, scores: Sequence[Any], beam_indices: Any = None, normalize_logits: bool = False
     ) -> NDArray[np.floating]:
-        """Return the score of each generated token, from the results of `generate` with `output_scores=True`.
+        """Return the score of each generated token, from `generate(…, output_scores=True)`.
 
         Args:
             sequences, scores, beam_indices: as in the result; `beam_indices` of a beam search.
             normalize_logits: give log-probabilities, in place of the scores as they are.
 
         Shapes:
-            (R, T), per step (B, V), (R, n) -> (R, the most generated tokens of a sequence), 0 behind the end of a beam
+            (R, T), per step (B, V), (R, n) -> (R, most generated tokens), 0 after a beam's end
         """
         ids = integers("sequences", sequences)
         steps = np.stack([host("scores", step) for step in scores], axis=1)  # (B, n, V)
@@ -256,13 +264,14 @@ class DiffLlamaForSequenceClassification(TrainableModel):
     ) -> ModelOutput:
         """Compute `logits` (B, C) at the last token of each sequence, and with labels the `loss`.
 
-        The last token is the last of `input_ids` that is not `config.pad_token_id`, which a batch of several sequences
-        needs. `attention_mask` is not read for it. With `inputs_embeds` it is the last position, even if that is
-        padding. The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`.
+        The last token is the last of `input_ids` that is not `config.pad_token_id`, which a batch
+        of several sequences needs. `attention_mask` is not read for it. With `inputs_embeds` it is
+        the last position, even if that is padding. The loss is that of `config.problem_type`, see
+        `refdiff.model.losses.sequence_loss`.
 
         Args:
-            labels: (B,), or (B, C) for several labels per sequence; add `loss`. `loss_and_grad` gives it with the
-                gradients of all weights.
+            labels: (B,), or (B, C) for several labels per sequence; add `loss`. `loss_and_grad`
+                gives it with the gradients of all weights.
         """
         out = self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options)
         pooled, _ = self._pooled(out.last_hidden_state, input_ids)
@@ -321,7 +330,8 @@ class DiffLlamaForTokenClassification(TrainableModel):
         """Compute `logits` (B, T, C), and with labels the `loss` over those that are not −100.
 
         Args:
-            labels: (B, T) integers; add `loss`. `loss_and_grad` gives it with the gradients of all weights.
+            labels: (B, T) integers; add `loss`. `loss_and_grad` gives it with the gradients of all
+                weights.
         """
         out = self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options)
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
@@ -341,7 +351,7 @@ class DiffLlamaForTokenClassification(TrainableModel):
 
 
 class DiffLlamaForQuestionAnswering(TrainableModel):
-    """The decoder with a head for the start and end of an answer. Its weights stand under `transformer`."""
+    """The decoder with a head for the start and end of an answer; its weights: `transformer.…`."""
 
     architecture = "DiffLlamaForQuestionAnswering"
     base_prefix: ClassVar[str | None] = "transformer"
@@ -364,12 +374,13 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         num_items_in_batch: Any = None,
         **options: Unpack[ModelInputs],
     ) -> ModelOutput:
-        """Compute `start_logits` and `end_logits` (B, T), and with both positions the mean of their losses.
+        """Compute `start_logits` and `end_logits` (B, T), and with positions their mean loss.
 
         Args:
-            start_positions, end_positions: (B,) integers; both add `loss`. `loss_and_grad` gives it with the gradients
-                of all weights.
-            num_items_in_batch: divide the sum of the losses by this number, in place of the number of targets.
+            start_positions, end_positions: (B,) integers; both add `loss`. `loss_and_grad` gives it
+                with the gradients of all weights.
+            num_items_in_batch: divide the sum of the losses by this number, in place of the number
+                of targets.
         """
         out = self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options)
         logits = self.ops.linear(out.last_hidden_state, **self.params["qa_outputs"])
@@ -392,7 +403,7 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         start_positions: Any = None,
         end_positions: Any = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Compute the loss that a call with these positions has, and its gradients; see `TrainableModel`.
+        """Compute the loss of a call with these positions, and its gradients; see `TrainableModel`.
 
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds: as in a call.

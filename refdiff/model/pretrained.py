@@ -119,29 +119,36 @@ class PreTrainedModel(CallableModel, RefusedNames):
         """Load a checkpoint from a folder or a hub repo.
 
         Args:
-            pretrained_model_name_or_path: a folder with config.json and safetensors, a repo id such as
-                "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package brings.
-            dtype: "auto" or None = as saved; "float32", "float64", "float16", "bfloat16", or NumPy's dtype of it.
-            backend: "numpy", "cupy", or any array-API namespace module; JAX's arrays need use_cache=False.
+            pretrained_model_name_or_path: a folder with config.json and safetensors, a repo id such
+                as "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package
+                brings.
+            dtype: "auto" or None = as saved; "float32", "float64", "float16", "bfloat16", or
+                NumPy's dtype of it.
+            backend: "numpy", "cupy", or any array-API namespace module; JAX's arrays need
+                use_cache=False.
             device: where that backend puts its arrays; None is its default. NumPy has "cpu" alone.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
-            weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
-                they are in the file, for half the memory, and the fast kernels expand what they use, or on a CUDA
-                device multiply them so; "auto" = "stored" on a CUDA device (by CuPy 14 or newer), else "expanded".
+            weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" =
+                their matrices stay as they are in the file, for half the memory, and the fast
+                kernels expand what they use, or on a CUDA device multiply them so; "auto" =
+                "stored" on a CUDA device (by CuPy 14 or newer), else "expanded".
             threads: how many the fast kernels may use on a CPU; None is all cores, or fewer where
                 `OPENBLAS_NUM_THREADS` or `OMP_NUM_THREADS` says so.
-            mmap: memory-map the weights, which loads at once and shares memory with other processes. False reads them
-                whole, for files that may be overwritten in place while the model is in use: reading a page of a mapped
-                file that is gone ends the process (SIGBUS). Replacing a file by renaming another is safe.
+            mmap: memory-map the weights, which loads at once and shares memory with other
+                processes. False reads them whole, for files that may be overwritten in place while
+                the model is in use: reading a page of a mapped file that is gone ends the process
+                (SIGBUS). Replacing a file by renaming another is safe.
             config: the config to use in place of the checkpoint's.
             torch_dtype: transformers' older name of `dtype`.
             device_map: None, "auto" or "cpu"; one device holds the model.
-            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of the config to change,
-                such as num_labels.
+            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of
+                the config to change, such as num_labels.
 
         Raises:
-            CheckpointError: something is missing or broken; the message names file, tensor and what would help.
-            TypeError: another argument, such as transformers' attn_implementation; the message has those above.
+            CheckpointError: something is missing or broken; the message names file, tensor and what
+                would help.
+            TypeError: another argument, such as transformers' attn_implementation; the message has
+                those above.
         """
         where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
         refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS} - NEUTRAL.keys(), ARGUMENTS)
@@ -228,12 +235,14 @@ class PreTrainedModel(CallableModel, RefusedNames):
 
         Args:
             directory: made if it is not there.
-            max_shard_size: bytes, or a number with KB, MB, GB or TB; larger models are split into shards.
+            max_shard_size: bytes, or a number with KB, MB, GB or TB; larger models are split into
+                shards.
             dtype: the stored precision; None keeps the model's.
             safe_serialization: True; weights are stored as safetensors alone.
 
         Raises:
-            OSError: the disk is full or not writable; the message says which checkpoint counts, the old or the new.
+            OSError: the disk is full or not writable; the message says which checkpoint counts, the
+                old or the new.
         """
         if safe_serialization is not True:
             raise ValueError(f"safe_serialization: got {safe_serialization!r}, expected True; leave it out")
@@ -244,9 +253,10 @@ class PreTrainedModel(CallableModel, RefusedNames):
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return the arguments of `restore`: the path while the weights are those of its files, else the weights.
+        """Return the arguments of `restore`: the path, or weights that are not those of its files.
 
-        So each worker maps the file itself, and a model of gigabytes is sent in a few thousand bytes.
+        So each worker maps the file itself, and a model of gigabytes is sent in a few thousand
+        bytes.
 
         Raises:
             TypeError: `ops` were replaced by functions of this process.
@@ -283,7 +293,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         self, repo_id: str, *, token: str | bool | None = None, private: bool | None = None,
         commit_message: str | None = None, max_shard_size: int | str = "5GB",
     ) -> str:  # fmt: skip
-        """Upload what `save_pretrained` writes to a repo of the hub, made if needed; return the address of the commit.
+        """Upload what `save_pretrained` writes to a hub repo; return the address of the commit.
 
         Args:
             repo_id: such as "user/name".
@@ -305,7 +315,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
 
     @property
     def generation_config(self) -> Any:
-        """The options of `generate` that hold where a call gives no other: a `refdiff.GenerationConfig`."""
+        """The defaults of `generate`'s options: a `refdiff.GenerationConfig`."""
         return self._generation_config
 
     @generation_config.setter
@@ -325,7 +335,8 @@ class PreTrainedModel(CallableModel, RefusedNames):
         """Return the model, if it is on this device and of this dtype.
 
         Raises:
-            ValueError: it is not: arrays are placed by `from_pretrained(backend=, device=, dtype=)`.
+            ValueError: it is not: arrays are placed by `from_pretrained(backend=, device=,
+                dtype=)`.
         """
         asked = str(device).removeprefix("torch.")
         if asked in DTYPES:
@@ -366,8 +377,8 @@ class PreTrainedModel(CallableModel, RefusedNames):
     def resize_token_embeddings(self, new_num_tokens: int) -> Array:
         """Give the vocabulary another size, in place; return the new embedding table (V, D).
 
-        New rows are the mean of the old ones (transformers draws them from a distribution with this mean and hardly any
-        spread), in the embedding table and the output matrix.
+        New rows are the mean of the old ones (transformers draws them from a distribution with this
+        mean and hardly any spread), in the embedding table and the output matrix.
         """
         if not isinstance(new_num_tokens, int) or new_num_tokens < 1:
             raise ValueError(f"new_num_tokens: got {new_num_tokens!r}, expected an integer of at least 1")

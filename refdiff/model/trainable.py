@@ -32,10 +32,11 @@ class TrainableModel(PreTrainedModel):
         inputs_embeds: Any = None,
         labels: Any = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Compute the loss of a call with these labels, and its gradients with respect to every weight.
+        """Compute the loss of a call with these labels, and its gradients for every weight.
 
-        As in a call with `use_cache=False`, `position_ids` that restart keep packed sequences apart. The padding
-        token's embedding gets no gradient from being looked up, as in transformers.
+        As in a call with `use_cache=False`, `position_ids` that restart keep packed sequences
+        apart. The padding token's embedding gets no gradient from being looked up, as in
+        transformers.
 
         Shapes:
             the arguments of a call -> a scalar (), a nested dict like `params`

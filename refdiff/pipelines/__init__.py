@@ -37,17 +37,19 @@ def pipeline(
     """Return the pipeline of a task, a function from text to the result of the task.
 
     Args:
-        task: text-generation, text-classification (sentiment-analysis), token-classification (ner) or
-            feature-extraction.
+        task: text-generation, text-classification (sentiment-analysis), token-classification (ner)
+            or feature-extraction.
         model: a folder, a hub repo or a model.
-        tokenizer: a tokenizer, or its folder or repo (default: that of the folder or repo of the model).
-        options: those of `from_pretrained`, such as `dtype` and `threads`, also as the dict `model_kwargs`, and
-            defaults for those of the pipeline. `device` is that of the backend; -1 and "cpu" stand for NumPy's.
+        tokenizer: a tokenizer, or its folder or repo (default: that of the folder or repo of the
+            model).
+        options: those of `from_pretrained`, such as `dtype` and `threads`, also as the dict
+            `model_kwargs`, and defaults for those of the pipeline. `device` is that of the backend;
+            -1 and "cpu" stand for NumPy's.
 
     Raises:
         ValueError: the task is unknown.
-        TypeError: an option is unknown, the model is of another task, or a loaded model has no tokenizer or has
-            options of `from_pretrained`.
+        TypeError: an option is unknown, the model is of another task, or a loaded model has no
+            tokenizer or has options of `from_pretrained`.
     """
     name = _ALIASES.get(task, task)
     if name not in _CLASSES:

@@ -54,12 +54,10 @@ TruncationStrategy = bool | Literal["longest_first", "only_first", "only_second"
 class Tokenizer(Vocabulary, RefusedNames):
     """A checkpoint's tokenizer: texts → ids and mask, ids → text, messages → text or ids.
 
-    `backend` is the library behind it (`tokenizer.backend.native` is the `tokenizers.Tokenizer`), `config` the fields
-    of tokenizer_config.json. Ids, truncation, padding and special tokens are those of transformers'
-    `PreTrainedTokenizerFast` on the same files.
+    Ids, truncation and padding are those of transformers' `PreTrainedTokenizerFast`.
 
     Args:
-        backend: a `tokenizers.Tokenizer`, or another `refdiff.generation.tokenizer.TokenizerBackend`.
+        backend: a `tokenizers.Tokenizer`, which then is `backend.native`, or a `TokenizerBackend`.
         config: the fields of tokenizer_config.json.
         source: the file that errors name.
         model_vocab_size: the number of ids of the model; a text with other ids is refused.
@@ -105,8 +103,8 @@ class Tokenizer(Vocabulary, RefusedNames):
         Args:
             pretrained_model_name_or_path: the folder or the repo.
             use_fast: ignored.
-            options: those of `refdiff.hub.HubOptions`, such as revision and token, and replacements of fields of
-                tokenizer_config.json: `padding_side`, `model_max_length`, `pad_token` and its siblings, ….
+            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of
+                tokenizer_config.json, such as `padding_side`, `model_max_length` and `pad_token`.
 
         Raises:
             CheckpointError: a file is missing, broken, or not a tokenizer; the message names it.
@@ -128,7 +126,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         )
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, save_jinja_files: bool = True) -> None:
-        """Write tokenizer.json, tokenizer_config.json and the chat templates, which transformers loads to the same.
+        """Write tokenizer.json, tokenizer_config.json and chat templates, as transformers does.
 
         Without `save_jinja_files`, the templates are in tokenizer_config.json.
 
@@ -171,14 +169,15 @@ class Tokenizer(Vocabulary, RefusedNames):
         verbose: bool = True,
         split_special_tokens: bool | None = None,
     ) -> Encoded:
-        """Turn one text, or a list of texts or pairs, into `input_ids` and `attention_mask` (0 for padding).
+        """Turn one text, or a list of texts or pairs, into `input_ids` and `attention_mask`.
 
-        padding: True or "longest" pads to the longest of the batch, "max_length" to `max_length`; `pad_to_multiple_of`
-        rounds that length up. truncation: True cuts to `max_length` tokens (special tokens included), or to the
-        tokenizer's `model_max_length`; `max_length` alone cuts too. With `return_overflowing_tokens`, what is cut off
-        comes in further rows that overlap by `stride` tokens, and `overflow_to_sample_mapping` has their texts.
-        `is_split_into_words`: each text is a list of words. `verbose` is ignored. One text → flat lists, or arrays
-        (1, T) with `return_tensors="np"`; a list → a list for each, or int64 arrays (B, T).
+        padding: True or "longest" pads to the longest of the batch, "max_length" to `max_length`;
+        `pad_to_multiple_of` rounds that length up. truncation: True cuts to `max_length` tokens
+        (special tokens included), or to the tokenizer's `model_max_length`; `max_length` alone cuts
+        too. With `return_overflowing_tokens`, what is cut off comes in further rows that overlap by
+        `stride` tokens, and `overflow_to_sample_mapping` has their texts. `is_split_into_words`:
+        each text is a list of words. `verbose` is ignored. One text → flat lists, or arrays (1, T)
+        with `return_tensors="np"`; a list → a list for each, or int64 arrays (B, T).
 
         Raises:
             ValueError: padding without a pad token, or an array from texts of different lengths.
@@ -273,11 +272,11 @@ class Tokenizer(Vocabulary, RefusedNames):
     ) -> list[backends.Encoding]:
         """Tokenize into encodings, one a text: ids with offsets into the text, word numbers, masks.
 
-        `.overflowing` has what truncation cut off, in pieces of `max_length` that overlap by `stride` tokens.
+        `.overflowing` has what is cut off, in pieces of `max_length` that overlap by `stride`.
 
         Raises:
-            ValueError: an input that is no text, a text that is too long for a tokenizer that lengthens texts, a
-                `max_length` too small for the special tokens, or an unknown side.
+            ValueError: an input that is no text, a text that is too long for a tokenizer that
+                lengthens texts, too small a `max_length`, or an unknown side.
         """
         inputs, has_pair = check_inputs(text, text_pair, is_split_into_words)
         characters = count_characters(inputs) if self._max_text is not None else 0
@@ -352,7 +351,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         """Turn ids (T,) back into text, or a batch (B, T) into a list of texts.
 
         Raises:
-            ValueError: ids that are not whole numbers from 0, or that neither the tokenizer nor its model has.
+            ValueError: an id is no whole number from 0, or no id of the tokenizer or its model.
         """
         nested = to_lists(ids)
         if nested and isinstance(nested[0], list):
@@ -399,15 +398,16 @@ class Tokenizer(Vocabulary, RefusedNames):
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **variables: Any,
     ) -> Any:
-        """Write messages (`{"role": …, "content": …}`) as the model was trained to read them, with its Jinja template.
+        """Write messages (`{"role": …, "content": …}`) by the model's Jinja template.
 
-        → text with `tokenize=False`, else what the tokenizer returns for that text (only its ids with
-        `return_dict=False`); a list of conversations gives a list, and each may be an object with `messages`.
-        `chat_template` is a template or the name of one of the checkpoint's; `tools` are JSON schemas; `variables`
-        reach the template by their names. With `continue_final_message` the text ends inside the last message, for the
-        model to continue it; a string names the field to continue, such as "reasoning_content".
-        `return_assistant_tokens_mask` adds `assistant_masks`, 1 for the tokens of the template's `generation` blocks.
-        `tokenizer_kwargs` are further options of the tokenizer.
+        → text with `tokenize=False`, else what the tokenizer returns for that text (only its ids
+        with `return_dict=False`); a list of conversations gives a list, and each may be an object
+        with `messages`. `chat_template` is a template or the name of one of the checkpoint's;
+        `tools` are JSON schemas; `variables` reach the template by their names. With
+        `continue_final_message` the text ends inside the last message, for the model to continue
+        it; a string names the field to continue, such as "reasoning_content".
+        `return_assistant_tokens_mask` adds `assistant_masks`, 1 for the tokens of the template's
+        `generation` blocks. `tokenizer_kwargs` are further options of the tokenizer.
 
         Raises:
             CheckpointError: the template is broken or never ends.

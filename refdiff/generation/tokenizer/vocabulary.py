@@ -155,7 +155,7 @@ class Vocabulary:
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
     ) -> int:
-        """Add special tokens by name, `{"pad_token": "<pad>"}`, or as the list of `extra_special_tokens`.
+        """Add special tokens by name, `{"pad_token": "<pad>"}`, or as `extra_special_tokens`.
 
         Return how many are new.
 
