@@ -27,7 +27,7 @@ NUMBERS = {
 }
 """What a prompt in a JSONL file can set for itself too, by the names of `generate`'s options."""
 BUNDLED_PENALTY = 1.2
-"""The default of --repetition-penalty for the bundled model: its stories read better than sampled ones, none loops."""
+"""The default of --repetition-penalty for the bundled model: none of 40 greedy texts loops, 3 without it."""
 FILTERS = ("top_k", "top_p", "min_p")
 _PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
 

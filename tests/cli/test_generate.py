@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import refdiff
+from refdiff.cli.answering import given_options
+from refdiff.cli.parser import build_parser
 from refdiff.messages import show_value
 
 from .conftest import Cli, copy, end_texts
@@ -149,6 +151,17 @@ def test_the_bundled_model_does_not_repeat_itself(cli: Cli) -> None:
     assert len(set(fours)) > 0.9 * len(fours)
     plain = cli("generate", "-q", "--repetition-penalty", "1", "The old woman said").out.split()
     assert len({tuple(plain[i : i + 4]) for i in range(len(plain) - 3)}) <= 0.9 * len(plain)
+
+
+def test_the_defaults_for_the_bundled_model_are_those_of_the_help(cli: Cli) -> None:
+    for chat, expected in (([], (1.2, None)), (["--chat"], (1.2, 4))):
+        given = given_options(build_parser().parse_args(["generate", *chat]))
+        assert (given["repetition_penalty"], given.get("no_repeat_ngram_size")) == expected
+    assert "no_repeat_ngram_size" not in given_options(build_parser().parse_args(["generate", "--chat", "-m", "x"]))
+    said = " ".join(cli("generate", "--help").out.split())
+    assert (
+        "1.2 for the bundled model, which repeats itself without; with --chat that of --no-repeat-ngram-size is" in said
+    )
 
 
 def test_chat(reciting: Path, cli: Cli) -> None:

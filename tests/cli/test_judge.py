@@ -33,6 +33,7 @@ def test_a_pass(judge: Judge) -> None:
     assert done.status == 0
     first = "pass: 10 of 10 cases compared, 0 failed; layer 2, seed 3\nno gradients: the kernel takes no dout\n"
     assert done.out.startswith(first)
+    assert "judges by the same numbers again" not in done.out
 
 
 def test_a_fail(judge: Judge) -> None:
@@ -44,10 +45,14 @@ def test_a_fail(judge: Judge) -> None:
     assert (report["spec"]["head_dim"], report["recipe"]["storage"]) == (4, "float32")
 
 
-def test_a_verdict_starts_on_a_line_of_its_own(judge: Judge) -> None:
+def test_a_verdict_starts_on_a_line_of_its_own_and_ends_with_what_to_do_next(judge: Judge) -> None:
     """It is wrapped already: behind a name, its first line would be broken twice."""
     done = judge(f"{KERNELS / 'cheats.py'}:prints_a_report")
     assert ":\nfail, judged as float32; numbers are value/limit" in done.out
+    said = (
+        "-s 3 judges by the same numbers again; `refdiff check --diagnose FILE` names the mistake in a file of inputs "
+    )
+    assert " ".join(done.out.split()).endswith(said + "and outputs")
 
 
 @pytest.mark.parametrize(
