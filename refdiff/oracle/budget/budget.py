@@ -1,4 +1,4 @@
-"""The error budget of a recipe on given inputs, row by row, and the verdict on a kernel's outputs."""
+"""The error budget of a recipe on given inputs: how far a correct kernel's tensors may be from the truth, by row."""
 
 from __future__ import annotations
 
@@ -6,66 +6,47 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.backends.numpy.thread_pool import BLAS
-from refdiff.oracle.budget.gradient_terms import (
-    TermRecorder,
-    lambda_errors,
-    order_errors,
-    term_norms,
-)
-from refdiff.oracle.budget.row_sample import (
-    RowSample,
-    is_large,
-    least_row_error,
-    measure_rows,
-    sampled_queries,
-    scale_estimates,
-    select_queries,
-)
 from refdiff.oracle.budget.statistics import (
     RowBudget,
     common_factor,
     errors_of_runs,
-    root_mean_square,
     row_floor,
 )
-from refdiff.oracle.inputs import VECTORS, is_layer
+from refdiff.oracle.inputs import DATA, VECTORS, axes_of, is_layer
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
-from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
-from refdiff.oracle.rounding import FORMATS, U32, round_to, ulp
+from refdiff.oracle.rounding import U32, root_mean_square, round_to, ulp
 from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, scatter_allowance, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.row_estimate import (
+    RowEstimate,
+    estimate_rows,
+    fill_sample,
+    is_large,
+    least_errors,
+    select_queries,
+)
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, padded_queries
 from refdiff.oracle.truth.forward import has_plain_norm, project
-from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_conventions
-from refdiff.oracle.verdict.rounded_factor import allow_rounded_factor
-from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
+
+if TYPE_CHECKING:
+    from refdiff.oracle.verdict.verdict import Verdict
 
 NARROW = ("bfloat16", "float16")
-ROW_AXES = {
-    "out": "b h t",
-    "dq": "b H t",
-    "dk": "b K s",
-    "dv": "b V s",
-    "dgate_logits": "b h t",
-    "dk_pages": "page K slot",
-    "dv_pages": "page V slot",
-}
-QUERY_TENSORS = ("out", "dq", "dgate_logits", "dx", "dlambda_logits", "lse", "lse1", "lse2", "lambda_full")
-"""Tensors with a row for each query; rows of padded queries are not judged if the spec says so."""
-LAYER_ROW_AXES = {"out": "b t", "dx": "b t", "dx_past": "b t"}
+ROW_AXES = {"B": "b", "T": "t", "S": "s", "R": "t", "P": "page", "p": "slot"}
+"""The names of axes of rows, where they are not the letters of `refdiff.oracle.inputs`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +57,7 @@ class Budget:
 
     tensors: the budgets of the output and of gradients that are judged by rows.
     sums: (truth, allowed error) of gradients that are sums of many terms.
-    sample: the queries that were run in all orders; None if all were.
+    estimate: that of all rows, if only a sample of queries was run in all orders; else None.
     """
 
     spec: Spec
@@ -85,10 +66,15 @@ class Budget:
     members: int
     tensors: dict[str, RowBudget]
     sums: dict[str, tuple[Numpy, Numpy]] = field(default_factory=dict)
-    sample: RowSample | None = None
+    estimate: RowEstimate | None = None
 
     def __repr__(self) -> str:
         return f"Budget({self.recipe.name}, {self.members} orders, expected: {array_summary(self.expected)})"
+
+    @property
+    def sample(self) -> Numpy | None:
+        """The queries that were run in all orders; None if all were."""
+        return self.tensors["out"].sampled
 
     @property
     def expected(self) -> dict[str, Numpy]:
@@ -107,83 +93,43 @@ class Budget:
         return (*self.tensors, *self.spec.lse_names, *lambda_, *self.sums)
 
     def judge(self, actual: Any) -> Verdict:
-        """Judge an output, or a mapping from names to arrays.
+        """Judge an output, or a mapping from names to arrays, as `refdiff.oracle.verdict.judge.judge`."""
+        from refdiff.oracle.verdict.judge import judge
 
-        Raises:
-            ValueError: there is nothing to judge, a name is unknown, a shape is wrong, or a gradient lacks `dout`.
-            TypeError: something is not an array, or a tuple or list of arrays is given in place of a mapping.
-        """
-        given = dict(actual) if isinstance(actual, Mapping) else {"out": actual}
-        if not given:
-            raise ValueError(f"nothing to judge: give an array, or a mapping with {', '.join(self.names)}")
-        for name in given:
-            if name not in self.names:
-                hint = "; gradients need dout=" if name.startswith("d") and len(self.tensors) == 1 else ""
-                hint = " (bias has no gradient here; leave it out)" if name == "dbias" else hint
-                raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
-        with np.errstate(over="ignore", invalid="ignore"):
-            arrays = {name: read_output(x, name) for name, x in given.items()}
-            tensors = {name: self._judge_tensor(name, x) for name, x in arrays.items()}
-            tensors, notes = allow_rounded_factor(self.spec, self.recipe, arrays, tensors, self._judge_tensor)
-        return Verdict(tensors, self.recipe.name, (*nonfinite_warnings(self.inputs), *notes))
-
-    def _judge_tensor(self, name: str, given: Numpy) -> TensorVerdict:
-        actual, row_budget = given.astype(np.float64), self.tensors.get(name)
-        expected, allowed = self.absolute(name) if row_budget is None else (row_budget.expected, row_budget.rows)
-        if actual.shape == expected.shape and (padded := self.padded(name)) is not None:
-            actual = np.where(padded, expected, actual)
-        if row_budget is not None:
-            return judge_rows(name, actual, row_budget)
-        if name not in self.spec.lse_names:
-            return judge_sums(name, actual, expected, allowed)
-        if given.dtype.name in NARROW:  # JAX stores log-sum-exps in 16 bits, other libraries in float32
-            unit = FORMATS[given.dtype.name].u
-            allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
-        return judge_lse(
-            name,
-            actual,
-            expected,
-            allowed,
-            lambda: other_conventions(self.spec, project(self.spec, self.inputs, ops_for()), name),
-        )
+        return judge(self, actual)
 
     def padded(self, name: str) -> Numpy | None:
         """Return which rows of a tensor belong to padded queries and are not judged, broadcastable to it; or None."""
-        found = padded_queries(self.spec, self.inputs) if name in QUERY_TENSORS else None
-        if found is None or (name == "lambda_full" and self.spec.lambda_form != "sigmoid"):
+        axes = axes_of(name, self.inputs).split()
+        found = padded_queries(self.spec, self.inputs)
+        if found is None or "T" not in axes or (name.endswith("lambda_full") and self.spec.lambda_form != "sigmoid"):
             return None
-        if name in (*self.spec.lse_names, "lambda_full"):
-            return found[:, None]
-        return found[..., None] if is_layer(self.inputs) or name == "dlambda_logits" else found[:, None, :, None]
+        return found.reshape([dict(zip("BT", found.shape, strict=True)).get(a, 1) for a in axes])
 
     def absolute(self, name: str) -> tuple[Numpy, Numpy]:
         """Return the truth of λ, a log-sum-exp or a sum, and the allowed error of each of its numbers."""
         if name in self.sums:
             return self.sums[name]
-        return self._lambda() if name == "lambda_full" else self._lse(name)
-
-    def _lambda(self) -> tuple[Numpy, Numpy]:
-        expected = np.asarray(truth(self.spec, self.inputs, want=("lambda_full",)).lambda_full)
-        off = lambda_error(self.spec, project(self.spec, self.inputs, ops_for()), self.recipe)
-        off = off if off.ndim == 0 else off[..., 0]
-        return expected, np.broadcast_to(off, expected.shape)
-
-    @cached_property
-    def _score_errors(self) -> tuple[Numpy, Numpy]:
-        if self.sample is None:
-            return score_errors(self.spec, self.inputs, self.recipe, self.members)
-        spec, inputs = select_queries(self.spec, self.inputs, self.sample.queries)
-        first, second = score_errors(spec, inputs, self.recipe, self.members)
-        return self.sample.extend(first), self.sample.extend(second)
-
-    def _lse(self, name: str) -> tuple[Numpy, Numpy]:
         expected = np.asarray(getattr(truth(self.spec, self.inputs, want=(name,)), name))
+        if name == "lambda_full":
+            off = lambda_error(self.spec, project(self.spec, self.inputs, ops_for()), self.recipe)
+            return expected, np.broadcast_to(off if off.ndim == 0 else off[..., 0], expected.shape)
         score_error = self._score_errors[self.spec.lse_names.index(name)]
         unit = math.log(2) if self.spec.lse_base == "2" else 1.0
         nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
         exp_error = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
         allowed = THRESHOLDS.lse_scores * score_error + THRESHOLDS.lse_units * U32 * (1 + nats) + exp_error
         return expected, allowed / unit
+
+    @cached_property
+    def _score_errors(self) -> tuple[Numpy, ...]:
+        if self.sample is None or self.estimate is None:
+            return score_errors(self.spec, self.inputs, self.recipe, self.members)
+        spec, inputs = select_queries(self.spec, self.inputs, self.sample)
+        found, reach = score_errors(spec, inputs, self.recipe, self.members), self.estimate.reach
+        shares = (np.divide(x, reach[..., self.sample], out=np.zeros_like(x), where=x > 0) for x in found)
+        return tuple(fill_sample(np.max(y, initial=0.0) * reach, self.sample, x)
+                     for x, y in zip(found, shares, strict=True))  # fmt: skip
 
 
 def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
@@ -210,8 +156,8 @@ def budget(
 
     Equation:
         E_r = max over orders of rms(order − truth) in row r, at least 0.29 u rms(truth). Rows of gradients also get the
-        standard deviation over orders. A sum of terms may differ by 3 u ‖terms‖₂ + 2 ulp, or by 3 times the largest
-        error of an order; the gradients of λ's logits and vectors also by `sigmoid_error` and `exponential_error`
+        standard deviation over orders. A sum of terms may differ by 3 times the largest error of an order, which is at
+        least u ‖terms‖₂ in the random ones (`Arithmetic.perturb_sum`), + 2 ulp
 
     Args:
         spec: as in `truth`.
@@ -228,70 +174,62 @@ def budget(
     exact = quantise(inputs, recipe)
     if dout is None and is_large(spec, exact) and (sampled := _sampled_budget(spec, exact, recipe, members)):
         return sampled
-    recorder = TermRecorder(spec, exact)
     if dout is not None:
         dout = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
-    right = truth(spec, exact, dout=dout, want=("out",), ops=recorder.ops())
+    right = truth(spec, exact, dout=dout, want=("out",))
     runs = run_members(spec, exact, recipe, members, dout)
     tensors = {"out": _out_budget(spec, exact, recipe, np.asarray(right.out), [run["out"] for run in runs])}
     sums = {}
-    axes = LAYER_ROW_AXES if is_layer(exact) else ROW_AXES
-    norms = term_norms(spec, project(spec, exact, ops_for()), recorder, right.grads) if right.grads else {}
-    any_order, of_lambda = order_errors(recorder, right.grads, recipe), lambda_errors(exact, right.grads, recipe)
     for of, y in right.grads.items():
         name = f"d{of}"
         found = [run[name] for run in runs]
-        if name in axes or name.endswith("_proj.weight"):
+        if of in (*DATA, "x_past", "gate_logits") or of.endswith("_proj.weight"):
             factor = exact.get({"q": "k", "k": "q"}.get(of, ""))
             flushed_times = 0.0 if factor is None else float(np.max(np.abs(factor), initial=0.0))
-            tensors[name] = _row_budget(name, y, found, recipe, axes.get(name, "row"), None, flushed_times)
+            tensors[name] = _row_budget(name, y, found, recipe, _row_axes(name, exact), None, flushed_times)
         else:
-            allowed = _sum_allowance(y, found, norms.get(of, np.asarray(0.0)), any_order.get(of, 0.0), recipe)
-            sums[name] = (y, allowed + of_lambda.get(of, 0.0))
+            off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in found], axis=0)
+            sums[name] = (y, THRESHOLDS.sum_members * off + THRESHOLDS.sum_ulps * ulp(y, recipe.storage))
     return Budget(spec, exact, recipe, members, tensors, sums)
 
 
+def _row_axes(name: str, inputs: Inputs) -> str:
+    axes = axes_of(name, inputs).split()[:-1]
+    return "row" if "_proj." in name else " ".join(ROW_AXES.get(a, a) for a in axes)
+
+
 def _out_budget(spec: Spec, inputs: Inputs, recipe: Recipe, y: Numpy, runs: list[Numpy]) -> RowBudget:
-    """Return the budget of an output: of a core with E_r of at least `least_row_error`."""
-    if is_layer(inputs):
-        return _row_budget("out", y, runs, recipe, LAYER_ROW_AXES["out"])
-    divisor = _norm_weight(spec, inputs)
-    found = _row_budget("out", y, runs, recipe, ROW_AXES["out"], divisor)
-    if spec.padded_queries != "computed":
+    """Return the budget of an output: of a core with E_r of at least `least_errors`."""
+    divisor = None if is_layer(inputs) else _norm_weight(spec, inputs)
+    found = _row_budget("out", y, runs, recipe, _row_axes("out", inputs), divisor)
+    if is_layer(inputs) or spec.padded_queries != "computed":
         return found
-    least = least_row_error(spec, inputs, recipe, y, found.rows)
-    return replace(found, rows=np.maximum(found.rows, least))
+    return replace(found, rows=np.maximum(found.rows, least_errors(spec, inputs, recipe, found.rows)))
 
 
 def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
-    """Return the budget of a large output from a sample of queries (`row_sample`); None if all queries are needed."""
-    y, sizes = measure_rows(spec, inputs, recipe)
+    """Return the budget of a large output from a sample of queries; None if all queries are needed."""
     with np.errstate(over="ignore", invalid="ignore"):
-        estimate = sizes.row_error(y)
-        queries = sampled_queries(sizes, estimate, y)
+        estimate = estimate_rows(spec, inputs, recipe)
+        queries = estimate.sample()
+    y = estimate.out
     if len(queries) == y.shape[2]:
         return None
     small_spec, small_inputs = select_queries(spec, inputs, queries)
     runs = [run["out"] for run in run_members(small_spec, small_inputs, recipe, members, None)]
     sampled = _out_budget(small_spec, small_inputs, recipe, y[:, :, queries], runs)
-    known = scale_estimates(estimate, queries, sampled.rows, ~sampled.doubtful)
-    if known is None:
+    rows = estimate.extend(queries, sampled.rows, ~sampled.doubtful)
+    if rows is None:
         return None
-    floor, _ = _floor(y, recipe)
     found = replace(
         sampled,
         expected=y,
-        rows=np.maximum(known, floor),
-        doubtful=_fill_sampled(sampled.doubtful, queries, np.zeros(known.shape, dtype=np.bool_)),
+        rows=np.maximum(rows, _floor(y, recipe)[0]),
+        doubtful=fill_sample(np.zeros(rows.shape, dtype=np.bool_), queries, sampled.doubtful),
         factor=sampled.factor and sampled.factor.expand(queries, y.shape[2]),
         sampled=queries,
     )
-    return Budget(spec, inputs, recipe, members, {"out": found}, sample=RowSample(queries, sizes.reach))
-
-
-def _fill_sampled(sampled: Numpy, queries: Numpy, others: Numpy) -> Numpy:
-    others[..., queries] = sampled
-    return others
+    return Budget(spec, inputs, recipe, members, {"out": found}, estimate=estimate)
 
 
 def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:
@@ -335,20 +273,3 @@ def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> tuple[Numpy,
     flushed = SMALLEST_NORMAL * max(1.0, size.size * max(float(np.max(size, initial=0.0)), flushed_times))
     lost_below = max(recipe.type_at("storage").tiny, flushed)
     return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
-
-
-def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, order_error: float, recipe: Recipe) -> Numpy:
-    """Return the allowed error of a sum with this norm of its terms.
-
-    Args:
-        order_error: as a share of the norm, if kernels may add the terms in any order: the ensemble uses one.
-    """
-    off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
-    # all runs may be near one element by chance: it may have the typical error of elements, relative to their terms
-    relative = np.divide(off, norm, out=np.zeros_like(off), where=np.broadcast_to(norm > 0, off.shape))
-    typical = math.sqrt(float(np.mean(relative**2))) if relative.size and np.isfinite(relative).all() else 0.0
-    off = np.maximum(off, typical * norm)
-    storage_error = THRESHOLDS.sum_ulps * ulp(y, recipe.storage)
-    term_allowance = (THRESHOLDS.sum_terms * recipe.u + order_error) * norm + storage_error
-    allowed: Numpy = np.maximum(term_allowance, THRESHOLDS.sum_members * off)
-    return allowed

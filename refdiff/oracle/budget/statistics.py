@@ -49,6 +49,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.rounding import FORMATS, U32, round_to
+from refdiff.oracle.rounding import root_mean_square as root_mean_square
+from refdiff.oracle.rounding import safe_ratio as safe_ratio
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.thresholds import THRESHOLDS, RowLimits
 
@@ -202,32 +204,6 @@ class Statistic:
     def holds(self) -> bool:
         """Whether the value is within the limit; NaN is not."""
         return self.value <= self.limit
-
-
-def root_mean_square(x: Numpy) -> Numpy:
-    """Return the root mean square over the last axis.
-
-    Where a sum of squares may overflow or underflow, each row is divided by its largest entry first.
-    """
-    if x.shape[-1] == 0:
-        return np.zeros(x.shape[:-1])
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        square = np.einsum("...i,...i->...", x, x)
-    if np.all((square > 1e-200) & (square < 1e300)):
-        plain: Numpy = np.sqrt(square / x.shape[-1])
-        return plain
-    top = np.abs(x).max(axis=-1, keepdims=True)
-    unit = np.where((top > 0) & np.isfinite(top), top, 1.0)
-    result: Numpy = np.sqrt(np.mean((x / unit) ** 2, axis=-1)) * unit[..., 0]
-    return result
-
-
-def safe_ratio(x: Numpy, y: Numpy) -> Numpy:
-    """Return x / y for non-negative arrays, with 0 / 0 = 0: an error of 0 is within a budget of 0."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = np.asarray(x / (y + 0.0))  # no −0
-    np.copyto(ratio, 0.0, where=x == 0)
-    return ratio
 
 
 def statistics(actual: Numpy, budget: RowBudget) -> list[Statistic]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.oracle.budget.row_sample import select_queries
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, wrap
 from refdiff.oracle.rounding import round_to
@@ -18,6 +17,7 @@ from refdiff.oracle.rounding.ensemble import perturb_lambda_init
 from refdiff.oracle.rounding.evaluation_order import Arithmetic, Order
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_ops, stored_lambda
+from refdiff.oracle.rounding.row_estimate import select_queries
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.backward import backward

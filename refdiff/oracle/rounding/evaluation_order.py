@@ -14,6 +14,7 @@ import numpy as np
 
 from refdiff.oracle.rounding import FORMATS, U32, round_to, truncate_to
 from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.thresholds import THRESHOLDS
 
 Numpy = np.ndarray[Any, Any]
 
@@ -115,7 +116,7 @@ def sum_error(n: int, name: str = "float32") -> float:
     return RMS_ROUNDING * FORMATS[name].u * math.sqrt(1 + n / 4)
 
 
-SAVED, GATE = 1, 2
+SAVED, GATE, SUMS = 1, 2, 3
 """Random streams of `Arithmetic.perturb`."""
 
 
@@ -132,7 +133,8 @@ class Arithmetic:
 
     def __init__(self, recipe: Recipe, order: Order, query_factor: float = 1.0) -> None:
         self.recipe, self.order, self.query_factor = recipe, order, query_factor
-        self._streams = [np.random.default_rng(seed) for seed in (order.noise, [order.noise, 1], [order.noise, 2])]
+        streams: tuple[list[int], ...] = ([], [SAVED], [GATE], [SUMS])
+        self._streams = [np.random.default_rng([order.noise, *stream]) for stream in streams]
         self.raw_score_error: Numpy | None = None
         self.capped_errors: tuple[Numpy, ...] = ()
 
@@ -182,10 +184,29 @@ class Arithmetic:
         """Return x with an error of this size and a random sign if the order has noise, else x.
 
         Args:
-            stream: `SAVED` for values saved from the forward pass, `GATE` for the sigmoid of a gate: streams of their
-                own leave other errors unchanged.
+            stream: `SAVED` for values saved from the forward pass, `GATE` for the sigmoid of a gate, `SUMS` for
+                gradients that are sums: streams of their own leave other errors unchanged.
         """
         return x + self._sign(x, stream) * error if self.order.noise else x
+
+    def perturb_sum(self, total: Numpy, squares: Numpy, count: int, sums: str = "float32") -> Numpy:
+        """Return a gradient that is a sum, with the errors of its terms and of their order if the order has noise.
+
+        Kernels add the terms, which the ensemble adds in one order, in any order, in float32 or in the type `sums`.
+
+        Args:
+            squares: the sum of the squares of the terms.
+            count: the number of terms.
+        """
+        if not self.order.noise:
+            return total
+        of_order = THRESHOLDS.sum_order / THRESHOLDS.sum_members * sum_error(count, sums)
+        return self.perturb(total, (of_order + self.u("storage")) * np.sqrt(squares), SUMS)
+
+    def total(self, terms: Numpy, axis: int | tuple[int, ...], sums: str = "float32") -> Numpy:
+        """Return the sum of terms along these axes as a gradient (`perturb_sum`)."""
+        total = np.asarray(np.sum(terms, axis=axis, dtype=self.dtype))
+        return self.perturb_sum(total, np.sum(terms * terms, axis=axis), terms.size // max(total.size, 1), sums)
 
     def round_float32(self, x: Numpy) -> Numpy:
         """Return x with the random error of one float32 operation if the order has noise, else x."""

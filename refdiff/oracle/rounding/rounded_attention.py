@@ -167,7 +167,7 @@ def rounded_attention_vjp(
             inner1, inner2 = (arith.inner(w, dp, "qk") for w in (w1, w2))
             ds1 = w1 * (dp - inner1)
             ds2 = w2 * (arith.round_if_eager(-lambda_ * dp, "qk") + lambda_ * inner2)
-            dlambda = -inner2
+            dlambda, lambda_terms = -inner2, w2 * dp
         else:
             dv1, dv2 = (arith.product(_transpose(arith.round_at(w, "p")), x) for w, x in ((w1, g), (w2, g2)))
             dv = arith.round_if_eager(dv1, "storage") + arith.round_if_eager(dv2, "storage")
@@ -175,14 +175,17 @@ def rounded_attention_vjp(
             dp2 = arith.round_at(arith.product(g2, np.swapaxes(values, -1, -2)), "qk")
             ds1 = w1 * (dp - arith.inner(g, o1, "o"))
             ds2 = w2 * (dp2 - arith.inner(g2, o2, "o"))
-            dlambda = -arith.inner(g, o2, "o")
+            dlambda, lambda_terms = -arith.inner(g, o2, "o"), g * o2
         dq1, dk1 = _scores_vjp(arith, ds1, arith.array(q1), keys[0])
         dq2, dk2 = _scores_vjp(arith, ds2, arith.array(q2), keys[1])
         shared = [
             x.reshape(B, K, H // K, *x.shape[2:]).sum(axis=2, dtype=arith.dtype)
             for x in (dk1, dk2, arith.round_if_eager(dv, "storage"))
         ]
-    results = (dq1, shared[0], dq2, shared[1], shared[2], sum_to(dlambda, tuple(lambda_.shape)))
+        shape = tuple(lambda_.shape)
+        squares = sum_to(np.sum(lambda_terms * lambda_terms, axis=-1, keepdims=True), shape)
+        dlambda = arith.perturb_sum(sum_to(dlambda, shape), squares, g.size // max(math.prod(shape), 1))
+    results = (dq1, shared[0], dq2, shared[1], shared[2], dlambda)
     return tuple(np.asarray(x, dtype=np.float64) for x in results)
 
 

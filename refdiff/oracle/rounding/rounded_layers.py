@@ -12,9 +12,12 @@ import numpy as np
 from refdiff import layers
 from refdiff.backends import Ops, ops_for
 from refdiff.oracle.rounding import FORMATS, U32
-from refdiff.oracle.rounding.evaluation_order import GATE, RMS_ROUNDING, Arithmetic, Order, sum_error
+from refdiff.oracle.rounding.evaluation_order import GATE, RMS_ROUNDING, SUMS, Arithmetic, Order, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp, scores
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_operands import AttentionOperands, log_sum_exp, sum_sinks
+from refdiff.oracle.truth.attention_operands import scores as exact_scores
 
 Numpy = np.ndarray[Any, Any]
 
@@ -152,7 +155,7 @@ def _norm_vjp(arith: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps: 
         along = np.mean(arith.round_at(h * unit, "norm"), axis=-1, keepdims=True, dtype=arith.dtype)
         dx = arith.round_at(r * (h - unit * along), "o")
         weight_terms = arith.round_if_eager(unit, "o") * g
-        dweight = None if weight is None else np.sum(weight_terms.reshape(-1, x.shape[-1]), axis=0, dtype=arith.dtype)
+        dweight = None if weight is None else arith.total(weight_terms.reshape(-1, x.shape[-1]), 0)
     return _float64(dx), None if dweight is None else _float64(dweight)
 
 
@@ -245,19 +248,62 @@ def _activation_vjp(arith: Arithmetic, g: Numpy, x: Numpy, name: str) -> tuple[N
 
 def _sum_over_tokens(arith: Arithmetic, terms: Numpy, name: str, per_head: bool) -> Numpy:
     terms = arith.round_if_eager(arith.array(terms), "o")
-    return _float64(np.sum(terms, axis=(0, 2) if per_head else (0, 1, 2), dtype=arith.dtype))
+    return _float64(arith.total(terms, (0, 2) if per_head else (0, 1, 2), arith.recipe.accumulate))
+
+
+def _linear_vjp(arith: Arithmetic, g: Numpy, x: Numpy, weight: Numpy, bias: Numpy | None = None) -> Any:
+    dx, dweight, _ = layers.linear_vjp(g, x, weight)
+    return dx, dweight, None if bias is None else _float64(arith.total(g.reshape(-1, g.shape[-1]), 0))
+
+
+def _lambda_vjp(arith: Arithmetic, g: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Any:
+    """Compute the derivatives g exp(⟨q, k⟩) k; an error of the float32 sum ⟨q, k⟩ is a relative error of them."""
+    exact = layers.diff_lambda_vjp(g, q1, k1, q2, k2, start)
+    factors = [arith.perturb(np.ones(()), np.asarray(sum_error(q.size) * math.sqrt(_sum_of_squares(q, k))), SUMS)
+               for q, k in ((q1, k1), (q1, k1), (q2, k2), (q2, k2))]  # fmt: skip
+    return tuple(_float64(x * factor) for x, factor in zip(exact, factors, strict=True))
+
+
+def _lambda_v2_vjp(arith: Arithmetic, g: Numpy, x: Numpy, weight: Numpy) -> Any:
+    ops = Ops(**{**vars(ops_for()), "activation_vjp": functools.partial(_activation_vjp, arith)})
+    return layers.diff_lambda_v2_vjp(g, x, weight, ops=ops)
+
+
+def _sum_sinks(arith: Arithmetic, spec: Spec, terms: Numpy, g: Numpy, s: AttentionOperands) -> Numpy:
+    """Sum the terms of the gradients of sinks.
+
+    Equation:
+        a row adds −p δ, with the sink's weight p, δ = Σ_j p_j a_j, which may cancel, and a_j = ⟨∂L/∂o, v_j⟩. If the
+        sink is the largest score, automatic differentiation through z − max z also adds −Σ_j p_j (a_j − δ). That is 0
+        exactly, but its terms are rounded
+    """
+    total = sum_sinks(spec, terms, g, s)
+    if not arith.order.noise:
+        return total
+    squares = []
+    for number, factor in ((1, 1.0), (2, -s.lambda_full)):
+        z = exact_scores(s, number)
+        p = np.exp(z - log_sum_exp(z)[..., None])
+        parts = p * ((factor * g) @ s.v.swapaxes(2, 3))
+        factors_are_rounded = 2**2
+        of_row = factors_are_rounded * np.sum(parts**2, axis=-1) + np.sum(parts, axis=-1) ** 2
+        squares.append(of_row * np.where(z[..., -1] >= np.max(z, axis=-1), 1.0, p[..., -1] ** 2))
+    return _float64(arith.perturb_sum(total, sum_sinks(spec, np.stack(squares), g, s), g.shape[0] * g.shape[2]))
 
 
 _ROUNDED: dict[str, Callable[..., Any]] = {
     "diff_attention": rounded_attention,
     "diff_attention_vjp": rounded_attention_vjp,
     "linear": _linear,
+    "linear_vjp": _linear_vjp,
     "rope_frequencies": _frequencies,
     "rope_cos_sin": _cos_sin,
     "rope": _rope,
     "rope_vjp": _rope_vjp,
     "diff_lambda": _lambda,
+    "diff_lambda_vjp": _lambda_vjp,
     "diff_lambda_v2": _lambda_v2,
+    "diff_lambda_v2_vjp": _lambda_v2_vjp,
     "activation_vjp": _activation_vjp,
     "rms_norm": _norm,
     "rms_norm_vjp": _norm_vjp,
@@ -272,4 +318,5 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "qk_norm": _qk_norm,
     "qk_norm_vjp": _qk_norm_vjp,
     "sum_over_tokens": _sum_over_tokens,
+    "sum_sinks": _sum_sinks,
 }

@@ -188,6 +188,14 @@ def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
     return total
 
 
+def sum_sinks(spec: Spec, terms: Numpy, g: Numpy, s: AttentionOperands) -> Numpy:
+    """Sum terms of both maps over tokens and the output heads that share a query head: (2, B, h, T) to (H,)."""
+    w, total = head_indices(spec), np.zeros(spec.query_heads)
+    for heads, x in zip((w.q1, w.q2), terms, strict=True):
+        np.add.at(total, heads, np.sum(x, axis=(0, 2)))
+    return total
+
+
 EXTRA_OPS: dict[str, Callable[..., Any]] = {
     "center": center,
     "round_if_eager": unrounded,
@@ -199,6 +207,7 @@ EXTRA_OPS: dict[str, Callable[..., Any]] = {
     "qk_norm": qk_norm,
     "qk_norm_vjp": qk_norm_vjp,
     "sum_over_tokens": sum_over_tokens,
+    "sum_sinks": sum_sinks,
 }
 
 

@@ -177,7 +177,7 @@ def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[
     )
     sink_gradients = {}
     if spec.sinks:
-        sink_gradients = {"sinks": sum_over_heads(spec, sink_terms(g, s, ops))}
+        sink_gradients = {"sinks": extra_op(ops, "sum_sinks")(spec, sink_terms(g, s, ops), g, s)}
         dk1, dk2, dv = dk1[:, :, :-1], dk2[:, :, :-1], dv[:, :, :-1]
     if spec.out_scale == "1 - lambda":
         through_factor = -dout * normalize(spec, heads, inputs, ops)
@@ -205,14 +205,6 @@ def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
         o = ops.diff_attention(q, k, q, k, v, np.zeros(()), s.mask, bias, causal=s.causal)
         terms.append(-np.sum(by * g * o[..., :-1], axis=-1) * o[..., -1])
     return np.stack(terms)
-
-
-def sum_over_heads(spec: Spec, terms: Numpy) -> Numpy:
-    """Sum terms of both maps over tokens and the output heads that share a query head: (2, B, h, T) to (H,)."""
-    w, total = head_indices(spec), np.zeros(spec.query_heads)
-    for heads, x in zip((w.q1, w.q2), terms, strict=True):
-        np.add.at(total, heads, np.sum(x, axis=(0, 2)))
-    return total
 
 
 def _norm_vjp(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> tuple[Numpy, dict[str, Numpy]]:

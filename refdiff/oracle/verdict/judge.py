@@ -1,13 +1,15 @@
-"""Judge one tensor: by the statistics of its rows; a log-sum-exp or a sum of many terms by an absolute bound."""
+"""Judge outputs against a budget: by the statistics of rows; log-sum-exps and sums of many terms by absolute bounds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from refdiff.backends import ops_for
+from refdiff.oracle.budget.budget import NARROW, Budget
 from refdiff.oracle.budget.statistics import (
     RowBudget,
     Statistic,
@@ -22,12 +24,16 @@ from refdiff.oracle.budget.statistics import (
     uncertain_share,
 )
 from refdiff.oracle.inputs import axes_of
+from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
-from refdiff.oracle.inputs.validation import layout_hint
+from refdiff.oracle.inputs.validation import layout_hint, nonfinite_warnings
+from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, log_sum_exp, scores
-from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
+from refdiff.oracle.truth.forward import project
+from refdiff.oracle.verdict.rounded_factor import allow_rounded_factor
+from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
 DESCRIPTIONS = {
     "bulk": "a small error in most rows",
@@ -35,6 +41,49 @@ DESCRIPTIONS = {
     "slope": "a factor: all rows are too large or too small by the same part",
     "factor": "a factor: all rows are too large or too small by the same part",
 }
+
+
+def judge(budget: Budget, actual: Any) -> Verdict:
+    """Judge an output, or a mapping from names to arrays.
+
+    Raises:
+        ValueError: there is nothing to judge, a name is unknown, a shape is wrong, or a gradient lacks `dout`.
+        TypeError: something is not an array, or a tuple or list of arrays is given in place of a mapping.
+    """
+    given = dict(actual) if isinstance(actual, Mapping) else {"out": actual}
+    if not given:
+        raise ValueError(f"nothing to judge: give an array, or a mapping with {', '.join(budget.names)}")
+    for name in given:
+        if name not in budget.names:
+            hint = "; gradients need dout=" if name.startswith("d") and len(budget.tensors) == 1 else ""
+            hint = " (bias has no gradient here; leave it out)" if name == "dbias" else hint
+            raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(budget.names)}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays = {name: read_output(x, name) for name, x in given.items()}
+        tensors = {name: _judge_tensor(budget, name, x) for name, x in arrays.items()}
+        tensors, notes = allow_rounded_factor(
+            budget.spec, budget.recipe, arrays, tensors, lambda name, x: _judge_tensor(budget, name, x)
+        )
+    return Verdict(tensors, budget.recipe.name, (*nonfinite_warnings(budget.inputs), *notes))
+
+
+def _judge_tensor(budget: Budget, name: str, given: Numpy) -> TensorVerdict:
+    actual, spec, row_budget = given.astype(np.float64), budget.spec, budget.tensors.get(name)
+    expected, allowed = budget.absolute(name) if row_budget is None else (row_budget.expected, row_budget.rows)
+    if actual.shape == expected.shape and (padded := budget.padded(name)) is not None:
+        actual = np.where(padded, expected, actual)
+    if row_budget is not None:
+        return judge_rows(name, actual, row_budget)
+    if name not in spec.lse_names:
+        return judge_sums(name, actual, expected, allowed)
+    if given.dtype.name in NARROW:  # JAX stores log-sum-exps in 16 bits, other libraries in float32
+        unit = FORMATS[given.dtype.name].u
+        allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
+
+    def conventions() -> dict[str, Numpy]:
+        return other_conventions(spec, project(spec, budget.inputs, ops_for()), name)
+
+    return judge_lse(name, actual, expected, allowed, conventions)
 
 
 def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
@@ -195,7 +244,7 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     Shapes:
         actual and expected the same; allowed broadcastable to them
     """
-    s, notes = _largest_error(name, actual, expected, allowed, "sum", "|e| / (3 u ‖terms‖₂ + 2 ulp)")
+    s, notes = _largest_error(name, actual, expected, allowed, "sum", "|e| / (3 errors of orders + 2 ulp)")
     reasons = []
     if not notes and np.any(expected) and np.all(np.abs(expected) <= allowed):
         notes.append("it is no larger than the error of correct kernels may be: zeros would pass too")

@@ -12,7 +12,7 @@ from refdiff import layers
 from refdiff.oracle import Recipe, Spec, truth
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
-from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order
+from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order, sum_error
 from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp
 
 ORDERS = (*MEMBERS, *DRAWS, *HELD_OUT)
@@ -74,7 +74,8 @@ def test_is_the_derivative_up_to_rounding(order: Order, recipe: str) -> None:
         off = np.sqrt(np.mean((mine - right) ** 2)) / np.sqrt(np.mean(right**2))
         assert 0.05 * u < off < 6 * u
     size = np.sqrt(np.sum((g * layers.diff_attention(*x[:5], np.asarray(0.0))) ** 2))
-    assert abs(got[5] - want[5]) < 6 * u * size
+    of_order = 4 * sum_error(g.size) if order.noise else 0.0  # kernels add the terms in any order
+    assert abs(got[5] - want[5]) < (6 * u + of_order) * size
 
 
 @pytest.mark.parametrize("order", [order for order in DRAWS if order.subtract == "outputs"], ids=str)

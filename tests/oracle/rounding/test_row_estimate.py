@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Budget, Recipe, Spec, budget
-from refdiff.oracle.budget import row_sample
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.rounding import row_estimate
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.strategies import Structure, draw
@@ -25,9 +25,9 @@ def _spec(preset: str) -> Spec:
 
 def _sample(monkeypatch: pytest.MonkeyPatch, spec: Spec, inputs: Inputs, recipe: Recipe) -> Budget:
     """The budget of a sample, however small the case."""
-    monkeypatch.setattr(row_sample, "THRESHOLDS", dataclasses.replace(THRESHOLDS, sample_scores=0))
+    monkeypatch.setattr(row_estimate, "THRESHOLDS", dataclasses.replace(THRESHOLDS, sample_scores=0))
     found = budget(spec, inputs, recipe)
-    monkeypatch.setattr(row_sample, "THRESHOLDS", THRESHOLDS)
+    monkeypatch.setattr(row_estimate, "THRESHOLDS", THRESHOLDS)
     return found
 
 
@@ -53,7 +53,7 @@ def test_a_row_sample_bounds_the_errors_of_all_rows(
         assert values == "degenerate", "where all values are alike, errors follow no estimate, and all rows are run"
         np.testing.assert_array_equal(some.rows["out"], whole.rows["out"])
         return
-    queries = some.sample.queries
+    queries = some.sample
     assert len(queries) < 60
     ratio = some.rows["out"] / whole.rows["out"]
     luck = float(ratio[..., queries].mean())
@@ -72,7 +72,7 @@ def test_a_key_lost_in_one_row_that_was_not_sampled_fails(monkeypatch: pytest.Mo
     spec, recipe = _spec("hf_diffllama"), Recipe("float16")
     inputs = draw(spec, SQUARE, "discriminating", 2, recipe.storage)
     some = _sample(monkeypatch, spec, inputs, recipe)
-    (t, *_) = (t for t in range(30, 192) if t not in some.sample.queries)
+    (t, *_) = (t for t in range(30, 192) if t not in some.sample)
     mask = np.ones((1, 1, 192, 192), dtype=bool)
     mask[..., t, 0:2] = False
     right = evaluate(spec, some.inputs, recipe, HELD_OUT[0])["out"]
@@ -98,8 +98,7 @@ def test_a_row_with_small_errors_in_all_summation_orders() -> None:
     spec = small_spec("timm").replace(layer=29)
     allowed = budget(spec, draw(spec, Structure(2, 9, 9), "extreme", 200_013, "float32"), "float32")
     rows = allowed.rows["out"]
-    _, sizes = row_sample.measure_rows(spec, allowed.inputs, allowed.recipe)
-    share = rows / sizes.row_error(allowed.expected["out"])
+    share = rows / row_estimate.estimate_rows(spec, allowed.inputs, allowed.recipe).errors
     assert share[0, 1, 4] == pytest.approx(2 / 3 * np.median(share), rel=0.05)
     assert np.mean(share < 0.66 * np.median(share)) < 0.01
 
@@ -115,8 +114,8 @@ def test_rows_with_small_errors_in_packed_and_paged_sequences(tables: dict[str, 
         allowed = budget(spec, draw(spec, Structure(**tables), "natural", seed, "float32"), "float32")
         parts = []
         for part in sequences(allowed.inputs):
-            _, sizes = row_sample.measure_rows(spec, part.inputs, allowed.recipe)
-            parts.append(allowed.rows["out"][part.index] / sizes.row_error(allowed.expected["out"][part.index]))
+            estimate = row_estimate.estimate_rows(spec, part.inputs, allowed.recipe)
+            parts.append(allowed.rows["out"][part.index] / estimate.errors)
         share = np.concatenate([x.ravel() for x in parts])
         shares.append(np.min(share) / np.median(share))
     assert min(shares) > 0.6, shares

@@ -1,0 +1,240 @@
+"""The error of each row of an output to first order, by which the ensemble of a sample of queries extends to all rows.
+
+The error of a row of one map has two parts. The errors of the weights give a variance of
+Σ_s p_s² (1 − p_s)² ‖v_s − v̄‖² σ_s², where σ_s is the relative error of a weight: its own rounding error, and that of
+its score, which grows as ‖q‖ ‖k_s‖. The other part is the rounding of the map's output. The errors of both maps and of
+λ add up, and the norm magnifies the sum where the maps cancel.
+
+The estimates are right up to a common factor c: the largest ratio of E_r to its estimate over all sampled rows of all
+heads. Every other row gets E_r = c times its estimate. The acceptance rule stays valid:
+
+1. A sampled row has the E_r of all orders, as if all rows were run, and at least `least_errors`.
+2. Every other row has at least the ratio of the worst sampled row, so correct kernels are no nearer to the limit. E_r
+   may be too large by c over the median ratio, which is 1.2 to 3.4 for values that differ. If that exceeds 8
+   (`Thresholds.sample_scatter`), all rows are run. The error of a wrong row is larger still. A small error everywhere
+   shows in the sampled rows, which the bulk statistic judges alone.
+3. Queries for which the first order does not hold are all in the sample: those with score errors of a tenth or more,
+   or scores near the end of the type's range. If they are more than half, all rows are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops, ops_for, overlay
+from refdiff.oracle.inputs import VECTORS, kind_of
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, select, sequences
+from refdiff.oracle.rounding import U32, root_mean_square, safe_ratio
+from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth import truth
+from refdiff.oracle.truth.attention_operands import use_explicit_mask
+from refdiff.oracle.truth.forward import Tile, tile_attention
+
+ROUNDINGS = 2.0
+"""How many rounding errors of one size add up in a number: those of q and k, or of a map and of the difference."""
+
+
+@dataclass(frozen=True)
+class RowEstimate:
+    """The output of a dense core, and for each row, (B, h, T), the estimate of its error.
+
+    errors: up to a common factor.
+    first_order: where the estimate holds: score errors are small, and nothing is near overflow.
+    reach: the largest ‖q‖ ‖k_s‖ of both maps, to which the errors of scores are proportional.
+    """
+
+    out: Numpy
+    errors: Numpy
+    first_order: Numpy
+    reach: Numpy
+
+    def sample(self) -> Numpy:
+        """Return the queries to run in all orders, ascending, (R,): all if the first order fails for more than half.
+
+        They are those for which it fails, the first, which see few keys, the last, which see most, random others,
+        spread evenly, and for each head, or the worst heads, the query with the largest estimate relative to the truth.
+        """
+        T = self.errors.shape[-1]
+        nonlinear = np.any(~self.first_order, axis=(0, 1))
+        if 2 * np.sum(nonlinear) > T:
+            return np.arange(T)
+        share = safe_ratio(self.errors, root_mean_square(self.out)).reshape(-1, T)
+        first, last, most = THRESHOLDS.sample_first, THRESHOLDS.sample_last, THRESHOLDS.sample_worst
+        chosen = {*np.flatnonzero(nonlinear), *range(first), *range(T - last, T)}
+        worst = np.argmax(np.where(nonlinear, 0.0, share), axis=-1)
+        order = np.argsort(-share[np.arange(len(worst)), worst], kind="stable")
+        chosen |= {*list(dict.fromkeys(worst[order].tolist()))[:most]}
+        left = THRESHOLDS.sample_queries - first - last - most
+        edges = np.linspace(first, T - last, left + 1).astype(np.int64)
+        chosen |= {*np.random.default_rng(T).integers(edges[:-1], edges[1:]).tolist()}
+        return np.array(sorted(chosen))
+
+    def extend(self, queries: Numpy, rows: Numpy, counted: Numpy) -> Numpy | None:
+        """Return E_r of all rows, (B, h, T), from that of a sample; None if its ratios to the estimates scatter.
+
+        Shapes:
+            queries (R,), rows and counted, the sampled rows that may be counted, (B, h, R)
+        """
+        sampled = self.errors[..., queries]
+        ratios = (rows / np.where(sampled > 0, sampled, 1.0))[counted & (sampled > 0)]
+        largest = float(np.max(ratios, initial=0.0))
+        if ratios.size and largest > THRESHOLDS.sample_scatter * float(np.median(ratios)):
+            return None
+        return fill_sample(largest * self.errors, queries, rows)
+
+
+def fill_sample(others: Numpy, queries: Numpy, sampled: Numpy) -> Numpy:
+    """Put the values of the sampled queries, (…, R), into those of all, (…, T)."""
+    others[..., queries] = sampled
+    return others
+
+
+def least_errors(spec: Spec, inputs: Inputs, recipe: Recipe, rows: Numpy) -> Numpy:
+    """Return a lower limit for E_r of each row, (B, h, T), from the median ratio of E_r to its estimate.
+
+    In a row that one rounding decides, all orders may happen to have small errors.
+    """
+    found = np.zeros_like(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in sequences(inputs):
+            if not part.is_empty:
+                e = estimate_rows(spec, part.inputs, recipe)
+                found[part.index] = np.where(e.first_order & np.isfinite(e.errors), e.errors, 0.0)
+    known = found > 0
+    usual = float(np.median(rows[known] / found[known])) if known.any() else 0.0
+    return THRESHOLDS.min_row_ratio * usual * found
+
+
+def is_large(spec: Spec, inputs: Inputs) -> bool:
+    """Whether a sample of queries saves time: for a dense core with many scores and many more queries than a sample.
+
+    All queries must be judged.
+    """
+    if kind_of(inputs) != "dense" or spec.padded_queries != "computed":
+        return False
+    B, _, T, _ = inputs["q"].shape
+    scores = B * spec.heads * T * inputs["k"].shape[2]
+    return bool(scores >= THRESHOLDS.sample_scores and THRESHOLDS.sample_queries <= THRESHOLDS.sample_share * T)
+
+
+def select_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]:
+    """Return spec and inputs for some queries of a dense core with all keys; an explicit mask says what they see."""
+    alone, every = use_explicit_mask(spec, inputs)
+    return alone, select(every, slice(None), rows, slice(None))
+
+
+def estimate_rows(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimate:
+    """Compute the output of dense core inputs, and estimate the error of each row.
+
+    Equation:
+        Var = Σ_maps λ² (u_p² weights² + u_z² scores² + 2 u_o² outputs²) + σ_λ² outputs₂², with λ = 1 for the first
+        map. The norm multiplies it by ‖y‖² / ‖o₁ − λ o₂‖²; the rounding of the norm's result and of the output is added
+    """
+    u = {site: recipe.type_at(site).u for site in ("p", "o", "storage", "accumulate")}
+    sum_variance = sum_error(inputs["k"].shape[2], recipe.accumulate) ** 2
+    weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * U32**2 + recipe.operand_u**2) + sum_variance
+    output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u**2)
+    tiles: list[tuple[Numpy, ...]] = []
+    truth_ops = tile_attention(ops_for(), lambda tile: _record_sizes(tiles, tile))
+    out = np.asarray(truth(spec, inputs, want=("out",), ops=truth_ops).out)
+    weights, scores, outputs, heads, lambdas, reach = (
+        np.concatenate(x, axis=-1) for x in zip(*tiles, strict=True)
+    )  # the first three are (2, B, h, T), for each map, the others (B, h, T)
+    score_unit = _score_unit(spec, inputs, recipe)
+    first, second = weight_variance * weights**2 + (score_unit * scores) ** 2 + output_variance * outputs**2
+    before = first + lambdas**2 * second + _lambda_variance(spec, inputs, recipe, lambdas) * outputs[1] ** 2
+    size = root_mean_square(out)
+    grown = np.divide(size**2, heads**2, out=np.zeros_like(size), where=heads > 0)
+    errors = np.sqrt(before * grown + (output_variance + u["storage"] ** 2 / 4) * size**2)
+    tops = {s: recipe.type_at(s).top / THRESHOLDS.overflow_margin for s in (*u, "qk", "norm")}
+    with np.errstate(invalid="ignore"):
+        small = (score_unit * reach < THRESHOLDS.linear_score_error) & (heads**2 < tops["norm"])
+        small &= (reach < min(tops["qk"], tops["accumulate"])) & (np.max(np.abs(out), axis=-1) < tops["storage"])
+        small &= float(np.max(np.abs(inputs["v"]), initial=0.0)) < tops["o"]
+    return RowEstimate(out, np.asarray(errors), np.asarray(small), reach)
+
+
+def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
+    """Return the typical error of a score as a share of ‖q‖ ‖k‖, (1 or B, 1, T).
+
+    A score is the sum of d products of ‖q‖ ‖k‖ / d, over √d. The error of a float32 angle is its position times u,
+    except for low frequencies, which are most of them.
+    """
+    T, S = core["q"].shape[2], core["k"].shape[2]
+    position = np.abs(core.get("q_positions", np.arange(S - T, S)[None]))[:, None]
+    storage = recipe.type_at("rope").u
+    rope = 0.0 if spec.rope == "none" else storage**2 + (U32 * position / 8) ** 2
+    rope = rope if spec.qk_norm == "none" else rope + storage**2
+    operands = ROUNDINGS**2 * (rope + recipe.operand_u**2 + recipe.scaled_u**2)
+    sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * U32) ** 2
+    stored = ROUNDINGS * recipe.type_at("qk").u ** 2 + recipe.tanh_error**2
+    return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
+
+
+def _lambda_variance(spec: Spec, core: Inputs, recipe: Recipe, lambdas: Numpy) -> Numpy:
+    """Estimate the squared error of λ, from its own rounding and those of its exponentials and dot products."""
+    u = RMS_ROUNDING * recipe.type_at("lam").u
+    squares = (u * lambdas) ** 2
+    for q, k in (VECTORS[:2], VECTORS[2:]) if spec.lambda_form == "exp" else ():
+        products = core[q] * core[k]
+        dot_variance = (u**2 + sum_error(products.shape[-1]) ** 2) * np.sum(products**2, axis=-1)
+        exp_variance = (u**2 + dot_variance) * np.exp(np.sum(products, axis=-1)) ** 2
+        squares = squares + np.reshape(exp_variance, (-1, 1))
+    return squares
+
+
+def _record_sizes(tiles: list[tuple[Numpy, ...]], tile: Tile) -> Tile:
+    """Return a layer that computes a tile and appends its sizes to `tiles`."""
+
+    def call(
+        q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, *masks: Any, ops: Ops, **options: Any
+    ) -> Numpy:
+        maps: list[Numpy] = []
+
+        def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(*args: Any, **choices: Any) -> Any:
+                maps.append(layer(*args, **choices))
+                return maps[-1]
+
+            return noted if name == "attention_weights" else layer
+
+        heads = tile(q1, k1, q2, k2, v, lambda_, *masks, ops=overlay(ops, wrap), **options)
+        tiles.append(_sizes(((q1, k1), (q2, k2)), v, np.asarray(lambda_), maps, heads))
+        return heads
+
+    return call
+
+
+def _sizes(
+    sides: tuple[tuple[Numpy, Numpy], ...], v: Numpy, lambda_: Numpy, maps: list[Numpy], heads: Numpy
+) -> tuple[Numpy, ...]:
+    """Return the sizes of each row of a tile from which its error is estimated.
+
+    Returns:
+        For both maps, (2, B, h, T): the norms of the map's error for relative errors σ_s = 1 of weights and for
+        σ_s = ‖q‖ ‖k_s‖, and of its output. Then (B, h, T): the norm of the maps' difference, |λ|, and the largest
+        ‖q‖ ‖k_s‖.
+    """
+    (B, H, T, e), (K, S) = heads.shape, v.shape[1:3]
+    from_mean = np.sum((v - np.mean(v, axis=2, keepdims=True)) ** 2, axis=-1)
+    found = []
+    for (q, k), p in zip(sides, maps, strict=True):
+        query_norms, key_squares = np.sqrt(np.sum(q**2, axis=-1)), np.sum(k**2, axis=-1)
+        moments = p - p * p
+        moments *= moments
+        both = np.stack([from_mean, from_mean * key_squares], axis=-1)
+        sums = np.sqrt(moments.reshape(B, K, H // K * T, S) @ both).reshape(B, H, T, 2)
+        longest = np.repeat(np.sqrt(np.max(key_squares, axis=-1)), H // K, axis=1)[..., None]
+        found.append((sums[..., 0], sums[..., 1] * query_norms, query_norms * longest))
+    weights, scores, reach = (np.stack(x) for x in zip(*found, strict=True))
+    second = (maps[1].reshape(B, K, H // K * T, S) @ v).reshape(B, H, T, e)
+    outputs = np.linalg.norm(np.stack([heads + lambda_ * second, second]), axis=-1)
+    lambdas = np.broadcast_to(np.abs(lambda_ if lambda_.ndim == 0 else lambda_[..., 0]), (B, H, T))
+    return weights, scores, outputs, np.linalg.norm(heads, axis=-1), lambdas, np.max(reach, axis=0)
