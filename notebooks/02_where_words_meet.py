@@ -15,9 +15,10 @@
 #
 # **The question: in which step does a token learn about the other tokens, and how does it know their order?**
 #
-# In short: in one block only, attention, and only from tokens before it. In the sentence that we follow, the answer of
-# the model comes on top after the third of six layers. The order of words comes from rotating queries and keys by their
-# positions; without that, the bundled model forgets its language within a few words.
+# In short: in one block only, attention, and only from tokens before it. In the sentence that we follow, the model's
+# answer comes out on top after layer 2, the third of six. The order of words comes from rotating queries and keys by
+# their positions, and to a lesser degree from the mask. The bundled model, which was trained with this rotation, writes
+# no sentence without it.
 #
 # You can see each of these for yourself: you change one word and watch the change spread, you stop the model after each
 # layer, and you switch the rotation off. Allow 25 minutes. You need chapter 01, whose functions are in
@@ -25,6 +26,7 @@
 
 # %%
 # %matplotlib inline
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +126,9 @@ for depth, row in enumerate(p_next[:, -1]):
 sketches.readout(said, p_next.max(axis=-1), tokens)
 
 # %% [markdown]
-# Look at the last column, below "three". The embedding repeats the word it came from, since the same table reads and
-# writes. After layer 2, " son" has moved from rank 10 to rank 1. Layers 3 and 4 make it surer, and layer 5 takes a
-# little back.
+# Look at the last column, below "three". The embedding repeats the word that it came from, since the same table reads
+# and writes. (Not quite always: a · is a byte that prints as nothing.) After layer 2, " son" has moved from rank 10 to
+# rank 1. Layers 3 and 4 make it surer, and layer 5 takes a little back.
 #
 # Is layer 2 *the* layer for answers? One sentence cannot tell. Here is a whole tale that the model has never seen:
 
@@ -147,22 +149,26 @@ for depth, (share, loss) in enumerate(zip(settled, losses, strict=True)):
 #
 # ## Where a token looks
 #
-# The next word comes from the row of "three". What does it take from each token? One line below is one pair of heads:
-# the weights $A_1 - \lambda A_2$ (eq. 1).
+# The next word comes from the row of "three". What does it take from each token? Each line of the picture is one pair
+# of heads, in three of the layers: the weights $A_1 - \lambda A_2$ (eq. 1).
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
 out = model(ids[None], output_attentions=True)
 last = np.array([maps[0, :, -1] for maps in out.differential_attentions])  # (layer, pair, key)
 strongest = [[tokens[key] for key in np.abs(rows).argmax(axis=-1)] for rows in last]
-print("what 'three' weights most, by pair: layer 0", strongest[0], " layer 1", strongest[1], " layer 2", strongest[2])
-sketches.last_rows(last, tokens, {1: "λ < 0", 3: "λ > 1", 5: "λ < 0"})
+for layer in (0, 1, 3):
+    print(f"layer {layer}: 'three' weights most, by pair,", *map(repr, strongest[layer]))
+sketches.last_rows(last[[0, 1, 3]], tokens, {1: "λ < 0: added", 2: "λ > 1"}, names=(0, 1, 3))
 
 # %% [markdown]
 # In layer 0 all three pairs look at "three" itself. In layer 1 they prefer three different words. That is what several
-# heads are for: one softmax could not give most of its weight to three words at once. Only a model with a difference
-# can produce orange cells, tokens whose values are *subtracted*. In layer 3 they prevail, since λ is above 1 there. In
-# layers 1 and 5 there are none: λ is below 0, so both maps are added. Chapter 03 returns to this.
+# heads are for: one softmax cannot give each of three words most of its weight. Only a model with a difference can
+# produce orange cells, tokens whose values are *subtracted*.
+#
+# Two layers hold a surprise. In layer 1 nothing is orange: training has made its λ negative, so $A_1 - \lambda A_2$
+# *adds* the second map. In layer 3 λ is above 1, so the second map is the stronger one and most of the weight is
+# negative. Chapter 03 asks what such a model does with its second maps.
 #
 # ## A bag of words
 #
@@ -193,20 +199,22 @@ tiny.rope, tiny.attention_map = rope, masked
 
 # %% [markdown]
 # Without RoPE, "and" has the same vector after layer 0: to *one* attention layer, the words before the last are a bag.
-# Deeper layers still notice something, because the mask gives a little away. "Wolf" has seen "girl" in one sentence and
-# not in the other. Without the mask, too, the model sees a bag of words to the end.
+# Deeper layers do notice the order, more than half as strongly as with RoPE, because of the mask: "wolf" has seen
+# "girl" in one sentence and not in the other. Without RoPE *and* without the mask, the words are a bag to the end.
 #
 # ## RoPE: dials that turn with the position
 #
-# RoPE (Su et al. 2021, eq. 34) takes the numbers of a query or key two at a time. Each two span a *plane* and can be
-# drawn as the hand of a dial. At position $t$ the hand of plane $i$ is rotated by $t\,\theta_i$:
+# RoPE (Su et al. 2021, eq. 34) takes the numbers of a query or key two at a time: number $i$ with number $i + d/2$. The
+# two are the coordinates $(a, b)$ of a hand on a dial. At position $t$ the hand of dial $i$ is rotated by
+# $t\,\theta_i$:
 #
 # $$(a, b) \mapsto (a\cos t\theta_i - b\sin t\theta_i,\;\; b\cos t\theta_i + a\sin t\theta_i),\qquad
 # \theta_i = \mathrm{base}^{-2i/d}$$
 #
-# Plane 0 turns fast, the last plane hardly at all. The dot product of two hands depends on the angle *between* them. So
-# a score depends on how far apart query and key stand, and not on where they stand. In the picture, the second line
-# moves both by 50 positions, and the third moves only the query.
+# With base 10,000, dial 0 turns fast and the last dial hardly at all. The dot product of two hands is the product of
+# their lengths times the cosine of the angle *between* them. So a score depends on how many positions the key stands
+# before the query, and not on where the two stand. In the picture, the second line moves both by 50 positions, and the
+# third moves only the query.
 
 # %%
 rng = np.random.default_rng(2)
@@ -215,7 +223,7 @@ at = tiny.rope(np.tile([[query], [key]], (1, 64, 1)), base)  # the same query an
 places = [(3, 1), (53, 51), (13, 1)]
 for q_at, k_at in places:
     print(f"query at {q_at:2}, key at {k_at:2}: score {at[0, q_at] @ at[1, k_at]:6.3f}")
-sketches.dials(at, places, planes=(0, 3, 6, 15))
+sketches.dials(at, places, dials=(0, 3, 6, 15))
 
 # %% [markdown]
 # The whole model inherits this property:
@@ -228,18 +236,17 @@ spread = model(ids[None], position_ids=2 * positions).logits
 wavelengths = 2 * np.pi * base ** (np.arange(0, d, 2) / d)
 print("positions + 100 gives the same logits:", np.allclose(here, moved_on, rtol=0, atol=1e-9))
 print("positions × 2 gives the same logits:  ", np.allclose(here, spread, rtol=0, atol=1e-9))
-print(f"a full turn takes {wavelengths[0]:.1f} tokens in plane 0, {wavelengths[-1]:,.0f} in plane {d // 2 - 1}")
-print(f"{(wavelengths > 512).sum()} of {d // 2} planes make no full turn within the 512 tokens of training")
+print(f"a full turn takes {wavelengths[0]:.1f} tokens on dial 0, {wavelengths[-1]:,.0f} on dial {d // 2 - 1}")
+print(f"{(wavelengths > 512).sum()} of {d // 2} dials make no full turn within the 512 tokens of training")
 
 # %% [markdown]
-# Fast planes tell neighbors apart, slow planes tell near from far. A text longer than any in training shows the slow
-# planes angles that they never met. The guide on [long texts](guide_long_texts.ipynb) shows what that costs, and two
-# remedies.
+# In a text longer than any of training, the slow dials reach angles that the model has never seen. The guide on
+# [long texts](guide_long_texts.ipynb) shows what that costs, and two remedies.
 #
 # ## Break it
 #
-# How much does the model need its dials? We switch RoPE off, let the model write 16 tokens, and measure the loss on the
-# tale.
+# This model was trained with RoPE. How much does it rely on its dials? We switch them off, let the model write 16
+# tokens, and measure the loss on the tale. (A model that is trained without them may learn to make do with the mask.)
 
 # %%
 losses_of, stories = {}, {}
@@ -249,17 +256,19 @@ for name, rotate in (("with RoPE", rope), ("without RoPE", lambda x, base: x)):
     p = tiny.softmax(tiny.model(tale_ids[:256], weights, config)[:-1])
     losses_of[name] = -np.log(p[np.arange(255), tale_ids[1:256]]).mean()
     stories[name] = tokenizer.decode(written, skip_special_tokens=True)
-    print(f"{name:13} loss {losses_of[name]:5.2f}   {stories[name]!r}")
+    print(f"{name}: loss {losses_of[name]:.2f}")
+    print(textwrap.indent(textwrap.fill(stories[name], 72), "    "))
 tiny.rope = rope
 
 # %% [markdown]
 # ## The answer
 #
 # **A token learns about others in attention only, layer by layer, and only from those before it; it knows their order
-# because RoPE rotates queries and keys by position, which makes every score depend on distance.**
+# because RoPE rotates queries and keys by position, so that every score depends on how far back a token stands, and in
+# part because of the mask.**
 #
 # <details>
-# <summary>What is checked of this chapter</summary>
+# <summary>What the tests check in this chapter</summary>
 #
 # ```python
 # assert change[:, :king].max() == 0 < change[1:, king:].min()
@@ -273,7 +282,7 @@ tiny.rope = rope
 # assert last[[1, 5]].min() > 0
 # assert all(np.minimum(row, 0).sum() < -np.abs(row).sum() / 2 for row in last[3])
 # assert differences["without RoPE"][0] < 1e-12 < 0.01 < min(differences["with RoPE"])
-# assert min(differences["without RoPE"][1:]) > 0.01
+# assert differences["with RoPE"][-1] > differences["without RoPE"][-1] > differences["with RoPE"][-1] / 2
 # assert max(differences["without RoPE and mask"]) < 1e-12
 # assert np.allclose(here, moved_on, rtol=0, atol=1e-9)
 # assert not np.allclose(here, spread, rtol=0, atol=1e-9)
@@ -297,10 +306,10 @@ exercises.check("causal_mask", lambda T, S: np.tri(T, S, dtype=bool))
 # %% [markdown]
 # **2.** `"rope_frequencies"`: the speeds $\theta_i$ of a head of $d$ numbers.
 #
-# **3.** `"rope"`: rotate halves, with positions given. Multiplying the complex number $a + ib$ by $e^{it\theta_i}$
-# rotates it, which makes this three lines.
+# **3.** `"rope"`: rotate number $i$ with number $i + d/2$, at given positions. Multiplying the complex number $a + ib$
+# by $e^{it\theta_i}$ rotates it, which makes this three lines.
 #
-# **4.** What does position 6 look like to plane 0?
+# **4.** What does position 6 look like on dial 0?
 #
 # <details>
 # <summary>Answers</summary>
@@ -317,7 +326,7 @@ exercises.check("causal_mask", lambda T, S: np.tri(T, S, dtype=bool))
 # assert exercises.check("rope", my_rope)
 # ```
 #
-# 4: Almost like position 0, since it turns once in 6.28 tokens. Only slower planes tell the two apart.
+# 4: Almost like position 0, since it turns once in 6.28 tokens. Only slower dials tell the two apart.
 #
 # </details>
 #

@@ -172,47 +172,49 @@ def embedded(tokens: Sequence[str], ids: Sequence[int], x: Any, vocabulary: int,
 
 
 def plain_shapes(x: Any, q: Any, k: Any, v: Any, maps: Any, head: int) -> Any:
-    """Plain attention with the shapes and the numbers that it has: x, Q, K and V, one head, and all heads together."""
+    """Plain attention with its shapes and numbers: the normed x, Q, K and V, one head, and all heads together."""
     axes, H = _canvas(5.3, 4.75), len(q)
     flat = [np.swapaxes(z, 0, 1).reshape(len(x), -1) for z in (q, k, v)]
-    _matrix(axes, 1.85, 4.45, (1.6, 0.4), x, f"x: {_shape(x)}")
+    _matrix(axes, 1.85, 4.45, (1.6, 0.4), x, f"LN(x): {_shape(x)}")
     for i, (name, z) in enumerate(zip("QKV", flat, strict=True)):
         left = 0.05 + 1.8 * i
         _arrow(axes, (2.65, 4.03), (left + 0.8, 3.72))
-        _matrix(axes, left, 3.45, (1.6, 0.4), z, f"{name} = x W$_{name}$: {_shape(z)}")
-        _heads(axes, left, 3.45, (1.6, 0.4), H, {head: ORANGE})
-    _note(axes, 2.65, 2.88, f"each is cut into {H} heads; one of them (orange):")
+        _matrix(axes, left, 3.45, (1.6, 0.4), z, f"{name}: {_shape(z)}")
+        _heads(axes, left, 3.45, (1.6, 0.4), H, {head: PURPLE})
+    _note(axes, 2.65, 2.88, f"each is cut into {H} heads; one of them (purple):")
     one = {"q": q[head], "kᵀ": k[head].T, "map": maps[head], "v": v[head], "o": maps[head] @ v[head]}
     left, tall, thin = 0.05, 0.85, 0.55
     sizes = {"q": (thin, tall), "kᵀ": (tall, thin), "map": (tall, tall), "v": (thin, tall), "o": (thin, tall)}
-    signs = {"q": "·", "kᵀ": "softmax\n→", "map": "·", "v": "="}
+    signs = {"q": "·", "kᵀ": "/√d, mask,\nsoftmax →", "map": "·", "v": "="}
     for name, z in one.items():
-        _matrix(axes, left, 2.4, sizes[name], z, f"{name}\n{_shape(z)}", ORANGE)
+        _matrix(axes, left, 2.4, sizes[name], z, f"{name}\n{_shape(z)}", PURPLE)
         left += sizes[name][0]
         gap = 0.62 if name == "kᵀ" else 0.3
         if name in signs:
             _note(axes, left + gap / 2, 1.98, signs[name], fontsize=8 if name == "kᵀ" else 13)
         left += gap
     out = np.swapaxes(maps @ v, 0, 1).reshape(len(x), -1)
-    _arrow(axes, (left - 0.57, 1.5), (3.5, 1.02), ORANGE)
+    _arrow(axes, (left - 0.57, 1.5), (3.5, 1.02), PURPLE)
     _matrix(axes, 1.85, 0.62, (1.6, 0.4), out, f"all {H} heads side by side: {_shape(out)}")
-    _heads(axes, 1.85, 0.62, (1.6, 0.4), H, {head: ORANGE})
+    _heads(axes, 1.85, 0.62, (1.6, 0.4), H, {head: PURPLE})
     _note(axes, 3.6, 0.42, "· W$_O$, then added to x", ha="left")
     return axes.figure
 
 
-def difference_shapes(x: Any, q: Any, k: Any, v: Any, lambda_: float, eps: float) -> Any:
-    """Differential attention with the shapes and the numbers that it has, for the pair of heads 0 and H/2."""
+def difference_shapes(x: Any, q: Any, k: Any, v: Any, lambda_: float, eps: float, pair: int) -> Any:
+    """Differential attention with the shapes and the numbers that it has, for one pair of heads."""
     axes, H = _canvas(5.3, 4.95), len(q)
     flat = [np.swapaxes(z, 0, 1).reshape(len(x), -1) for z in (q, k, v)]
-    both = {0: BLUE, H // 2: ORANGE}
-    _matrix(axes, 1.85, 4.65, (1.6, 0.4), x, f"x: {_shape(x)}")
+    both = {pair: BLUE, pair + H // 2: ORANGE}
+    _matrix(axes, 1.85, 4.65, (1.6, 0.4), x, f"LN(x): {_shape(x)}")
     for i, (name, z) in enumerate(zip("QKV", flat, strict=True)):
         left = 0.05 + 1.8 * i
         _arrow(axes, (2.65, 4.23), (left + 0.8, 3.92))
         _matrix(axes, left, 3.65, (1.6, 0.4), z, f"{name}: {_shape(z)}")
         _heads(axes, left, 3.65, (1.6, 0.4), H, dict.fromkeys(both, GREEN) if name == "V" else both)
-    _note(axes, 2.65, 3.08, f"heads 0 and {H // 2} are a pair: blue makes A₁, orange A₂, green is their value")
+    _note(
+        axes, 2.65, 3.08, f"heads {pair} and {pair + H // 2} are a pair: blue makes A₁, orange A₂, green is their value"
+    )
     first, second = (layers.attention_weights(q[None, i : i + 1], k[None, i : i + 1])[0, 0] for i in both)
     value = np.concatenate([v[i] for i in both], axis=-1)
     P = first - lambda_ * second
@@ -234,18 +236,18 @@ def difference_shapes(x: Any, q: Any, k: Any, v: Any, lambda_: float, eps: float
     _arrow(axes, (4.7, 1.68), (2.9, 1.05), PURPLE)
     _note(axes, 4.0, 1.2, "norm, factor 1 − λ_init", ha="left")
     _matrix(axes, 1.85, 0.65, (1.6, 0.4), out, f"all {H // 2} pairs side by side: {_shape(out)}")
-    _heads(axes, 1.85, 0.65, (1.6, 0.4), H // 2, {0: PURPLE})
+    _heads(axes, 1.85, 0.65, (1.6, 0.4), H // 2, {pair: PURPLE})
     _note(axes, 3.6, 0.45, "· W$_O$, then added to x", ha="left")
     return axes.figure
 
 
 def token_bars(tokens: Sequence[str], rows: Mapping[str, Any], chosen: Sequence[int] = ()) -> Any:
-    """Rows of weights side by side as bars, tokens down; those of `chosen` tokens in orange."""
+    """Rows of weights side by side as bars, tokens down; those of `chosen` tokens in purple."""
     figure = new_figure(5.4, 0.17 * len(tokens) + 0.75)
     grid = np.atleast_1d(figure.subplots(1, len(rows), sharey=True))
     limit = 1.25 * max(np.abs(row).max() for row in rows.values())
     for axes, (title, row) in zip(grid, rows.items(), strict=True):
-        colours = [ORANGE if i in chosen else BLUE for i in range(len(row))]
+        colours = [PURPLE if i in chosen else BLUE for i in range(len(row))]
         style_axes(axes).barh(range(len(row)), row, 0.75, color=colours)
         for i, weight in enumerate(row):
             if abs(weight) >= 0.015:
@@ -348,20 +350,22 @@ def size_spreads(results: Any) -> tuple[float, float]:
 
 
 @for_two_widths
-def last_rows(maps: Any, tokens: Sequence[str], notes: Mapping[int, str], *, narrow: bool = False) -> Any:
-    """What the last token takes from each token, in every layer and pair: (layers, pairs, keys); notes on layers."""
-    axes = new_axes(None, 5.2 if narrow else 8.4, 4.8)
+def last_rows(
+    maps: Any, tokens: Sequence[str], notes: Mapping[int, str], names: Sequence[int], *, narrow: bool = False
+) -> Any:
+    """What the last token takes from each token, in the layers `names`: (layers, pairs, keys), with notes."""
+    axes = new_axes(None, 5.2 if narrow else 8.4, 3.2)
     rows = np.reshape(maps, (-1, len(tokens)))
     axes.imshow(rows, cmap=signed_colours(), norm=signed_range(rows, limit=1.5), aspect="auto")
     for (row, column), weight in np.ndenumerate(rows):
         if abs(weight) >= 0.005:
             number = f"{weight:.2f}".replace("0.", ".") if narrow else f"{weight:.2f}"
-            axes.text(column, row, number.replace("-", "−"), ha="center", va="center", fontsize=6.5)
+            axes.text(column, row, number.replace("-", "−"), ha="center", va="center", fontsize=7.5)
     axes.set_xticks(
         range(len(tokens)), labels=tokens, rotation=90 if narrow else 35, ha="center" if narrow else "right"
     )
-    names = [f"layer {i}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(np.shape(maps)[:2])]
-    axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
+    labels = [f"layer {names[i]}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(np.shape(maps)[:2])]
+    axes.set_yticks(range(len(rows)), labels=labels, fontsize=8.5)
     axes.tick_params(axis="x", labelsize=8.5)
     for layer in range(1, len(maps)):
         axes.axhline(layer * np.shape(maps)[1] - 0.5, color=INK, linewidth=0.8)
@@ -413,26 +417,26 @@ def cache() -> Any:
     """What three steps of generation compute without a cache and with one: keys, values and rows of a map."""
     from matplotlib.patches import Rectangle
 
-    axes, side = _canvas(5.3, 5.1), 0.19
+    axes, side = _canvas(5.3, 5.3), 0.19
     for half, title in enumerate(("without a cache", "with a cache of keys and values")):
-        top = 4.85 - 2.3 * half
+        top = 5.1 - 2.4 * half
         _note(axes, 2.6, top, title, fontsize=10)
         for step, T in enumerate((4, 5, 6)):
             corner = 0.4 + 1.65 * step
-            for n, name in enumerate("kv"):
-                y = top - 0.45 - 0.26 * n
+            for n, name in enumerate("qkv"):
+                y = top - 0.38 - 0.22 * n
                 _note(axes, corner - 0.1, y + 0.1, name)
                 for s in range(T):
-                    ground = ORANGE if s == T - 1 or half == 0 else HIDDEN
+                    ground = ORANGE if s == T - 1 or half == 0 else "none" if name == "q" else HIDDEN
                     axes.add_patch(Rectangle((corner + s * side, y), side, side, edgecolor=INK, linewidth=0.5,
                                              facecolor=ground))  # fmt: skip
             for t, s in zip(*np.tril_indices(T), strict=True):
                 ground = f"{ORANGE}bb" if t == T - 1 or half == 0 else "none"
-                at = (corner + s * side, top - 0.78 - (t + 1) * side)
+                at = (corner + s * side, top - 0.9 - (t + 1) * side)
                 axes.add_patch(Rectangle(at, side, side, edgecolor=INK, linewidth=0.5, facecolor=ground))
-            _note(axes, corner + 0.6, top - 2.05, f"token {T}: {'1 row' if half else f'{T} rows'}")
-    _note(axes, 2.65, 0.18, "strips: a key and a value for each token; staircase: the map\n"
-          "orange: computed in this step; gray: kept; white: not needed")  # fmt: skip
+            _note(axes, corner + 0.6, top - 2.17, f"token {T}: {'1 row' if half else f'{T} rows'}")
+    _note(axes, 2.65, 0.18, "strips: a query, a key and a value for each token; staircase: each map\n"
+          "orange: computed in this step; gray: kept; white: not needed again")  # fmt: skip
     return axes.figure
 
 
@@ -977,31 +981,32 @@ def readout(said: Sequence[Sequence[str]], surety: Any, tokens: Sequence[str], *
     return on_card(axes.figure)
 
 
-def dials(at: Any, places: Sequence[tuple[int, int]], planes: Sequence[int]) -> Any:
-    """Query (blue) and key (orange) in some planes of a head as hands, for each (position of query, of key).
+def dials(at: Any, places: Sequence[tuple[int, int]], dials: Sequence[int]) -> Any:
+    """Query (blue) and key (green) on some dials of a head as hands, for each (position of query, of key).
 
     at: a query and a key, rotated, at each position: (2, positions, d).
     """
     from matplotlib.patches import Circle
 
     half = at.shape[-1] // 2
-    axes = _canvas(5.3, 1.12 * len(places) + 0.6)
-    for column, i in enumerate(planes):
-        _note(axes, 1.45 + 0.98 * column, 1.12 * len(places) + 0.28, f"plane {i}")
-    _note(axes, 5.05, 1.12 * len(places) + 0.36, "score,\nall planes")
+    axes = _canvas(5.6, 1.12 * len(places) + 0.75)
+    for column, i in enumerate(dials):
+        _note(axes, 1.45 + 0.98 * column, 1.12 * len(places) + 0.4, f"dial {i}:\nnumbers {i}, {i + half}")
+    _note(axes, 5.3, 1.12 * len(places) + 0.4, f"score, all\n{half} dials")
     for row, (q_at, k_at) in enumerate(places):
         y = 1.12 * (len(places) - row) - 0.45
         _note(axes, 0.08, y, f"query at {q_at}\nkey at {k_at}", ha="left")
-        for column, i in enumerate(planes):
+        for column, i in enumerate(dials):
             x = 1.45 + 0.98 * column
             axes.add_patch(Circle((x, y), 0.43, facecolor="none", edgecolor=INK, linewidth=0.8))
-            for which, position, colour in ((0, q_at, BLUE), (1, k_at, ORANGE)):
-                hand = at[which, position, [i, i + half]]
-                hand = 0.38 * hand / np.linalg.norm(hand)
-                _arrow(axes, (x, y), (x + hand[0], y + hand[1]), colour, width=1.8)
+            for which, position, colour in ((0, q_at, BLUE), (1, k_at, GREEN)):
+                for t, shade, width in ((0, "55", 1.0), (position, "", 1.8)):  # before the rotation, after it
+                    hand = at[which, t, [i, i + half]]
+                    hand = 0.38 * hand / np.linalg.norm(hand)
+                    _arrow(axes, (x, y), (x + hand[0], y + hand[1]), f"{colour}{shade}", width=width)
         score = float(at[0, q_at] @ at[1, k_at])
-        _note(axes, 5.05, y, f"{score:.2f}".replace("-", "−"), fontsize=10)
-    _note(axes, 2.65, 0.08, "blue: query, orange: key; lengths are left out")
+        _note(axes, 5.3, y, f"{score:.2f}".replace("-", "−"), fontsize=10)
+    _note(axes, 2.65, 0.08, "blue: query, green: key, pale: before the rotation; all hands are drawn equally long")
     return axes.figure
 
 

@@ -55,23 +55,29 @@ def attention_map(q, k):
     return softmax(np.where(np.tri(T, dtype=bool), scores, -np.inf))  # a token sees itself and those before it
 
 
+def heads(x, p, config):  # queries, keys and values of all heads: (heads, T, d)
+    base, d = config["rope_parameters"]["rope_theta"], config["head_dim"]
+    q, k, v = ((x @ p[f"{name}_proj.weight"].T).reshape(len(x), -1, d).swapaxes(0, 1) for name in "qkv")
+    k, v = (np.repeat(z, len(q) // len(z), axis=0) for z in (k, v))  # where several heads share a key and a value
+    return rope(q, base), rope(k, base), v
+
+
 def diff_attention(q1, k1, q2, k2, v, lambda_):  # eq. 1
     return (attention_map(q1, k1) - lambda_ * attention_map(q2, k2)) @ v
 
 
-def attention(x, p, layer, config):  # eq. 2 and 3
-    def heads(name):  # (T, D) -> (heads, T, d)
-        return (x @ p[name].T).reshape(len(x), -1, config["head_dim"]).swapaxes(0, 1)
-
-    base = config["rope_parameters"]["rope_theta"]
-    q, k, v = rope(heads("q_proj.weight"), base), rope(heads("k_proj.weight"), base), heads("v_proj.weight")
-    v = np.concatenate(np.split(v, 2), axis=-1)  # a pair of heads shares one value of size 2d
-    k, v = (np.repeat(kv, len(q) // len(k), axis=0) for kv in (k, v))  # H / K query heads share a key/value head
-    (q1, q2), (k1, k2) = np.split(q, 2), np.split(k, 2)  # heads i and i + H/2 are a pair
+def strength(p, layer):  # eq. 2: λ and λ_init
     lambda_init = 0.8 - 0.6 * np.exp(-0.3 * layer)
-    lambda_ = np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + lambda_init
+    return np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + lambda_init, lambda_init
+
+
+def attention(x, p, layer, config):  # eq. 3
+    q, k, v = heads(x, p, config)
+    (q1, q2), (k1, k2) = np.split(q, 2), np.split(k, 2)  # heads i and i + H/2 are a pair: (H/2, T, d)
+    v = np.concatenate(np.split(v, 2), axis=-1)  # and have one value, twice as long: (H/2, T, 2d)
+    lambda_, lambda_init = strength(p, layer)
     out = (1 - lambda_init) * rms_norm(diff_attention(q1, k1, q2, k2, v, lambda_), config["rms_norm_eps"])
-    return out.swapaxes(0, 1).reshape(len(x), -1) @ p["o_proj.weight"].T
+    return out.swapaxes(0, 1).reshape(len(x), -1) @ p["o_proj.weight"].T  # the pairs side by side: (T, D)
 
 
 def model(ids, weights, config):
@@ -81,8 +87,7 @@ def model(ids, weights, config):
         p = subset(weights, f"model.layers.{layer}.")
         normed = rms_norm(x, eps, p["input_layernorm.weight"])
         x = x + attention(normed, subset(p, "self_attn."), layer, config)  # eq. 4
-        normed = rms_norm(x, eps, p["post_attention_layernorm.weight"])
-        x = x + swiglu(normed, subset(p, "mlp."))  # eq. 5
+        x = x + swiglu(rms_norm(x, eps, p["post_attention_layernorm.weight"]), subset(p, "mlp."))  # eq. 5
     x = rms_norm(x, eps, weights["model.norm.weight"])
     return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T  # logits: (T, vocabulary)
 
