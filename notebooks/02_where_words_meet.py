@@ -268,7 +268,7 @@ tiny.rope = rope
 # part because of the mask.**
 #
 # <details>
-# <summary>What the tests check in this chapter</summary>
+# <summary>What is checked of this chapter</summary>
 #
 # ```python
 # assert change[:, :king].max() == 0 < change[1:, king:].min()

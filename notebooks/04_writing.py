@@ -221,7 +221,7 @@ for seed, temperature in ((0, 0.8), (1, 0.8), (2, 0.8), (0, 2.0)):
 # map; the word is picked outside the model, greedily or by a draw from its reshaped probabilities.**
 #
 # <details>
-# <summary>What the tests check in this chapter</summary>
+# <summary>What is checked of this chapter</summary>
 #
 # ```python
 # from refdiff.generation import sampling
