@@ -32,6 +32,7 @@ from refdiff.oracle.rounding.row_estimate import (
     estimate_rows,
     fill_sample,
     is_large,
+    known_errors,
     least_errors,
     select_queries,
 )
@@ -178,7 +179,7 @@ def budget(
         dout = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",))
     runs = run_members(spec, exact, recipe, members, dout)
-    tensors = {"out": _out_budget(spec, exact, recipe, np.asarray(right.out), [run["out"] for run in runs])}
+    tensors = {"out": _out_budget(spec, exact, recipe, np.asarray(right.out), [run["out"] for run in runs], None)}
     sums = {}
     for of, y in right.grads.items():
         name = f"d{of}"
@@ -198,13 +199,16 @@ def _row_axes(name: str, inputs: Inputs) -> str:
     return "row" if "_proj." in name else " ".join(ROW_AXES.get(a, a) for a in axes)
 
 
-def _out_budget(spec: Spec, inputs: Inputs, recipe: Recipe, y: Numpy, runs: list[Numpy]) -> RowBudget:
-    """Return the budget of an output: of a core with E_r of at least `least_errors`."""
+def _out_budget(
+    spec: Spec, inputs: Inputs, recipe: Recipe, y: Numpy, runs: list[Numpy], known: Numpy | None
+) -> RowBudget:
+    """Return the budget of an output: of a core with E_r of at least `least_errors`, by the estimates `known`."""
     divisor = None if is_layer(inputs) else _norm_weight(spec, inputs)
     found = _row_budget("out", y, runs, recipe, _row_axes("out", inputs), divisor)
     if is_layer(inputs) or spec.padded_queries != "computed":
         return found
-    return replace(found, rows=np.maximum(found.rows, least_errors(spec, inputs, recipe, found.rows)))
+    known = known_errors(spec, inputs, recipe, found.rows) if known is None else known
+    return replace(found, rows=np.maximum(found.rows, least_errors(found.rows, known)))
 
 
 def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
@@ -217,7 +221,8 @@ def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) ->
         return None
     small_spec, small_inputs = select_queries(spec, inputs, queries)
     runs = [run["out"] for run in run_members(small_spec, small_inputs, recipe, members, None)]
-    sampled = _out_budget(small_spec, small_inputs, recipe, y[:, :, queries], runs)
+    known = estimate.known[..., queries]
+    sampled = _out_budget(small_spec, small_inputs, recipe, y[:, :, queries], runs, known)
     rows = estimate.extend(queries, sampled.rows, ~sampled.doubtful)
     if rows is None:
         return None

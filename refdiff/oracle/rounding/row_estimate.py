@@ -55,6 +55,11 @@ class RowEstimate:
     first_order: Numpy
     reach: Numpy
 
+    @property
+    def known(self) -> Numpy:
+        """The estimates where they hold, else 0."""
+        return np.where(self.first_order & np.isfinite(self.errors), self.errors, 0.0)
+
     def sample(self) -> Numpy:
         """Return the queries to run in all orders, ascending, (R,): all if the first order fails for more than half.
 
@@ -96,20 +101,24 @@ def fill_sample(others: Numpy, queries: Numpy, sampled: Numpy) -> Numpy:
     return others
 
 
-def least_errors(spec: Spec, inputs: Inputs, recipe: Recipe, rows: Numpy) -> Numpy:
+def known_errors(spec: Spec, inputs: Inputs, recipe: Recipe, like: Numpy) -> Numpy:
+    """Return the estimates of core inputs where they hold, else 0: (B, h, T) as `like`."""
+    found = np.zeros_like(like)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in sequences(inputs):
+            if not part.is_empty:
+                found[part.index] = estimate_rows(spec, part.inputs, recipe).known
+    return found
+
+
+def least_errors(rows: Numpy, known: Numpy) -> Numpy:
     """Return a lower limit for E_r of each row, (B, h, T), from the median ratio of E_r to its estimate.
 
     In a row that one rounding decides, all orders may happen to have small errors.
     """
-    found = np.zeros_like(rows)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in sequences(inputs):
-            if not part.is_empty:
-                e = estimate_rows(spec, part.inputs, recipe)
-                found[part.index] = np.where(e.first_order & np.isfinite(e.errors), e.errors, 0.0)
-    known = found > 0
-    usual = float(np.median(rows[known] / found[known])) if known.any() else 0.0
-    return THRESHOLDS.min_row_ratio * usual * found
+    counted = known > 0
+    usual = float(np.median(rows[counted] / known[counted])) if counted.any() else 0.0
+    return THRESHOLDS.min_row_ratio * usual * known
 
 
 def is_large(spec: Spec, inputs: Inputs) -> bool:
