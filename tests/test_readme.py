@@ -92,14 +92,6 @@ def test_the_excerpt_is_of_the_sixty_lines() -> None:
     assert f"in {count} lines of NumPy" in README
 
 
-def test_the_story_that_is_quoted_is_what_the_model_writes() -> None:
-    (told,) = re.findall(r"^> (.+)$", README, re.M)
-    ((prompt, count),) = re.findall(r'encode\("(.+?)"\).ids\n.*generate\(ids, (\d+),', README)
-    model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
-    ids = model.generate([tokenizer.encode(prompt)], max_new_tokens=int(count))[0]
-    assert tokenizer.decode(ids, skip_special_tokens=True) == told
-
-
 def test_the_table_of_conversions_is_what_convert_does() -> None:
     lines = PAGES["variants.md"].split("<!-- conversions -->")[1].split("<!-- end -->")[0].strip().splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
