@@ -96,8 +96,6 @@ class Thresholds:
     element_units: float = 2.0  # u |y|, for storing it
     order_scatter: int = 1  # standard deviations over orders added to an error that one number decides
     narrow_order_scatter: int = 2  # with one, sums in 16 bits had 4.03 E_r in a held-out bfloat16 order
-    parallel_share: float = 0.5  # of the squared error: 0.90 or more in 70 scaled outputs, less in 510 of 613 others
-    slope_share: float = 0.5  # the other rows have 0.90 of a scale's slope, and less in 513 of 548 with scaled heads
     lse_scores: float = 1.5  # errors of a row's score in all orders; the largest of 50,000 rows was 0.99
     lse_units: float = 8.0  # u₃₂ (1 + |lse|): maximum, exponentials, sum and logarithm
     narrow_exp: float = 2.0**-13  # nats: torch's flash attention on a CPU has 2⁻¹⁴·² in 16 bits
@@ -151,7 +149,7 @@ class Thresholds:
     same_factor: float = 0.02  # factors that differ by a smaller share are one
 
     # places of an error (`refdiff.oracle.diagnosis.places`, `region_format`)
-    local_share: float = 0.5  # of rows or columns: an error in more is everywhere
+    local_share: float = 0.5  # of rows or columns: an error in more is everywhere, in the verdict too
     place_contrast: float = 2.0  # times the worst row elsewhere: an error everywhere leaves no such gap
     max_places: int = 12  # chance marks as many stretches of rows
     max_boxes: int = 3  # of 432 outputs with random places 219 are described; 416 with 6, in far longer lines

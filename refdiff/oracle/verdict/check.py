@@ -6,11 +6,11 @@ The steps of a check, each with its functions:
     inputs    `check_inputs` checks names, dtypes and shapes; `quantise` rounds to the storage type once
     truth     `truth` computes output and gradients in float64, by `forward` and `backward`
     orders    `run_members` computes them as the recipe rounds, in ten valid orders of evaluation (`DRAWS`, `MEMBERS`);
-              of a large output for `sampled_queries` only, and `scale_estimates` extends their errors to all rows
-    budget    `budget` makes E_r of each row from the errors of the orders (`errors_of_runs`, `row_floor`), a common
-              factor's spread (`common_factor`), and the allowance of a sum from its terms (`term_norms`)
-    verdict   `collect_outputs` calls the kernel; `Budget.judge` measures each tensor (`statistics`) and words what is
-              beyond its limit (`judge_rows`, `judge_sums`, `judge_lse`)
+              of a large output for a sample of queries only, which `estimate_rows` extends to all rows
+    budget    `budget` makes E_r of each row from the errors of the orders (`errors_of_runs`, `row_floor`), the spread
+              of a common factor (`common_factor`), and the allowance of a sum
+    verdict   `collect_outputs` calls the kernel; `judge` measures each tensor (`statistics`) and words what is beyond
+              its limit (`judge_rows`, `judge_numbers`)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.inputs import DATA, is_layer
@@ -93,23 +94,27 @@ def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
             array = read_output(x, name)
         except (TypeError, ValueError):
             continue  # the judge reports it
-        kind, storage = str(array.dtype), recipe.storage
-        with np.errstate(over="ignore", invalid="ignore"):
-            numbers = array.astype(np.float64)
-            held = kind == "float32" and np.array_equal(round_to(numbers, storage), numbers, equal_nan=True)
-        if kind != storage and not held:
+        kind = str(array.dtype)
+        if kind != recipe.storage and not (kind == "float32" and _holds(array, recipe.storage)):
             warnings.append(
-                f"{name} came in {kind}, and the recipe {recipe.name!r} stores {storage}: cast it to the type of the "
-                "inputs, or name the recipe of what the kernel does"
+                f"{name} came in {kind}, and the recipe {recipe.name!r} stores {recipe.storage}: cast it to the type "
+                "of the inputs, or name the recipe of what the kernel does"
             )
     return tuple(warnings)
+
+
+def _holds(x: NDArray[Any], storage: str) -> bool:
+    """Whether the storage type has all numbers of an array."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = x.astype(np.float64)
+        return np.array_equal(round_to(numbers, storage), numbers, equal_nan=True)
 
 
 def _recipe_hints(inputs: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """Return what may make a recipe the wrong one for a kernel that fails."""
     hints = []
-    data = [any_array(inputs[name], name).astype(np.float64) for name in DATA if name in inputs]
-    if recipe.storage == "float32" and all(np.array_equal(round_to(x, "bfloat16"), x, equal_nan=True) for x in data):
+    data = [any_array(inputs[name], name) for name in DATA if name in inputs]
+    if recipe.storage == "float32" and all(_holds(x, "bfloat16") for x in data):
         hints.append("the inputs hold values of bfloat16: if the kernel computes in bfloat16, give recipe='bfloat16'")
     if recipe.storage == "bfloat16" and os.environ.get("TRITON_INTERPRET") == "1":
         hints.append("TRITON_INTERPRET is set: Triton's interpreter truncates to bfloat16, where GPUs round to nearest")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from refdiff.oracle.budget.statistics import (
     root_mean_square,
     row_allowance,
     safe_ratio,
-    slope,
     statistics,
     uncertain_share,
 )
@@ -27,12 +26,11 @@ from refdiff.oracle.inputs import axes_of
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.inputs.validation import layout_hint, nonfinite_warnings
-from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, log_sum_exp, scores
+from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, lambda_init, log_sum_exp, scores
 from refdiff.oracle.truth.forward import project
-from refdiff.oracle.verdict.rounded_factor import allow_rounded_factor
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
 DESCRIPTIONS = {
@@ -61,10 +59,42 @@ def judge(budget: Budget, actual: Any) -> Verdict:
     with np.errstate(over="ignore", invalid="ignore"):
         arrays = {name: read_output(x, name) for name, x in given.items()}
         tensors = {name: _judge_tensor(budget, name, x) for name, x in arrays.items()}
-        tensors, notes = allow_rounded_factor(
-            budget.spec, budget.recipe, arrays, tensors, lambda name, x: _judge_tensor(budget, name, x)
+        again = _judge_unscaled(budget, arrays, tensors)
+    notes = nonfinite_warnings(budget.inputs)
+    if again:
+        factor = budget.spec.out_scale.replace("lambda_init", "λ_init")
+        notes += (
+            f"{factor} is rounded to {budget.recipe.o} in {', '.join(again)}, as by a product of a number and an array "
+            "in JAX and MLX",
         )
-    return Verdict(tensors, budget.recipe.name, (*nonfinite_warnings(budget.inputs), *notes))
+    return Verdict({**tensors, **again}, budget.recipe.name, notes)
+
+
+def _judge_unscaled(
+    budget: Budget, arrays: Mapping[str, Numpy], verdicts: Mapping[str, TensorVerdict]
+) -> dict[str, TensorVerdict]:
+    """Return the verdicts on failing tensors that do not fail if 1 − λ_init is rounded to 16 bits, the recipe's `o`.
+
+    In JAX and MLX the product of a Python number and a 16-bit array rounds the number; in torch it does not. The
+    rounding scales a whole tensor, so the tensor is judged divided by it: no limit becomes looser. It must explain at
+    least half of every statistic of a common factor that failed.
+    """
+    recipe, scale = budget.recipe, budget.spec.out_scale
+    if recipe.o in (None, "float32") or "lambda_init" not in scale:
+        return {}
+    start = lambda_init(budget.spec, ops_for())
+    exact = start if scale == "lambda_init" else 1 - start
+    ratio = float(round_to(np.asarray(exact), str(recipe.o))) / exact if exact else 1.0
+    found = {}
+    for name, before in verdicts.items():
+        if before.status != FAIL or name in (*budget.spec.lse_names, "lambda_full"):
+            continue
+        after = _judge_tensor(budget, name, arrays[name].astype(np.float64) / ratio)
+        left = {s.name: THRESHOLDS.better_ratio * s.value for s in after.statistics}
+        factors = [s for s in before.statistics if s.name in ("slope", "factor") and not s.holds]
+        if after.status != FAIL and all(left[s.name] <= s.value for s in factors):
+            found[name] = after
+    return found
 
 
 def _judge_tensor(budget: Budget, name: str, given: Numpy) -> TensorVerdict:
@@ -75,7 +105,7 @@ def _judge_tensor(budget: Budget, name: str, given: Numpy) -> TensorVerdict:
     if row_budget is not None:
         return judge_rows(name, actual, row_budget)
     if name not in spec.lse_names:
-        return judge_sums(name, actual, expected, allowed)
+        return judge_numbers(name, actual, expected, allowed)
     if given.dtype.name in NARROW:  # JAX stores log-sum-exps in 16 bits, other libraries in float32
         unit = FORMATS[given.dtype.name].u
         allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
@@ -83,7 +113,7 @@ def _judge_tensor(budget: Budget, name: str, given: Numpy) -> TensorVerdict:
     def conventions() -> dict[str, Numpy]:
         return other_conventions(spec, project(spec, budget.inputs, ops_for()), name)
 
-    return judge_lse(name, actual, expected, allowed, conventions)
+    return judge_numbers(name, actual, expected, allowed, conventions)
 
 
 def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
@@ -97,12 +127,17 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
     """
     check_shape(name, actual.shape, budget.expected.shape)
     found = statistics(actual, budget)
-    broken = [s for s in found if not s.holds]
-    wrong = _wrong_rows(actual, budget) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
-    reported = [s for s in broken if not _is_implied(s, broken, wrong, actual, budget)] or broken
-    reasons = [_reason(s, actual, budget, wrong) for s in reported]
-    share = uncertain_share(budget)
-    notes = []
+    broken = {s.name: s for s in found if not s.holds}
+    reasons = []
+    if broken:
+        off = errors(actual, budget)
+        wrong = root_mean_square(off) > row_allowance(budget)
+        # a few wrong rows explain what is wrong with all rows together; a slope explains the factor
+        local = "row" in broken and np.mean(wrong) < THRESHOLDS.local_share
+        hidden = {"bulk", "slope", "factor"} if local else {"factor"} if "slope" in broken else set()
+        shown = [s for s in broken.values() if s.name not in hidden]
+        reasons = [_reason(s, actual, off, budget, wrong) for s in shown]
+    share, notes = uncertain_share(budget), []
     if share > budget.limits.share:
         overflow = float(np.mean(budget.doubtful))
         differ = f"differ from the truth by more than {budget.limits.noise:.0%} of it"
@@ -114,6 +149,10 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
         )
     if actual.size and np.isnan(budget.expected).all():
         notes.append("the truth is NaN throughout: there was no number to compare")
+    return _verdict(name, found, reasons, notes)
+
+
+def _verdict(name: str, found: Sequence[Statistic], reasons: list[str], notes: list[str]) -> TensorVerdict:
     status = FAIL if reasons else INCONCLUSIVE if notes else PASS
     return TensorVerdict(name, status, tuple(found), tuple(reasons), tuple(notes))
 
@@ -147,40 +186,6 @@ def place(axes: str, at: tuple[int, ...]) -> str:
     return "(" + ", ".join(f"{n} {i}" for n, i in zip(names, at, strict=False)) + ")"
 
 
-def _wrong_rows(actual: Numpy, budget: RowBudget) -> Numpy:
-    """Mark the rows whose error is above the limit of a single row."""
-    return root_mean_square(errors(actual, budget)) > row_allowance(budget)
-
-
-def _is_implied(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
-    """Whether another broken statistic explains this one, so that the verdict need not report it.
-
-    "slope" explains "factor". "row" explains "bulk" if the remaining rows alone are within the bulk limit, and a scale
-    ("slope" or "factor") if less than `Thresholds.parallel_share` of the squared error is parallel to the truth.
-    """
-    if s.name == "factor" and any(other.name == "slope" for other in broken):
-        return True
-    if s.name not in ("bulk", "slope", "factor") or not any(other.name == "row" for other in broken):
-        return False
-    off = errors(actual, budget)
-    if s.name in ("slope", "factor"):
-        size = math.sqrt(float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2)))
-        return s.value * size < math.sqrt(THRESHOLDS.parallel_share * float(np.sum(off**2)))
-    rest = safe_ratio(root_mean_square(off), budget.rows)[~wrong]
-    return float(root_mean_square(rest[None])[0]) <= s.limit
-
-
-def _is_slope_of_wrong_rows(wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
-    """Whether the correct rows by themselves show less than `Thresholds.slope_share` of the slope of the whole."""
-    y, e = np.where(np.isfinite(budget.expected), budget.expected, 0.0), errors(actual, budget)
-    right = ~wrong & (root_mean_square(y) > budget.rows)  # a row of zeros has no slope
-    if not wrong.any() or not right.any():
-        return False
-    unit = float(np.abs(y).max()) or 1.0
-    whole, rest = (slope(e[rows] / unit, y[rows] / unit) for rows in (wrong | right, right))
-    return abs(rest) < THRESHOLDS.slope_share * abs(whole)
-
-
 def _count_wrong_rows(wrong: Numpy, axes: str) -> str:
     """Say how many rows are wrong, and which heads, tokens or sequences they are confined to."""
     where = np.argwhere(wrong)
@@ -199,32 +204,23 @@ def _index_range(name: str, found: Numpy, size: int) -> str:
     return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
 
 
-def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str:
+def _reason(s: Statistic, actual: Numpy, off: Numpy, budget: RowBudget, wrong: Numpy) -> str:
     if s.name == "masks":
         many = "1 number is" if s.value == 1 else f"{int(s.value)} numbers are"
         at = place(budget.axes, s.at or ())
         return f"{many} NaN or infinite in other places than in the truth: {s.what} at {at}"
-    description = _count_wrong_rows(wrong, budget.axes) if s.name == "row" else DESCRIPTIONS[s.name]
-    if s.name in ("slope", "factor") and _is_slope_of_wrong_rows(wrong, actual, budget):
-        description = "a factor: the wrong rows are too large or too small on the whole"
-    if s.name == "element" and np.any(wrong):
-        description = "the worst number"
-    text = f"{s.name}: {description}"
-    if s.name != "row":  # of a row the error itself follows
-        text += f", {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
+    if s.name == "row" and s.at is not None:
+        error, size = (float(root_mean_square(x[s.at][None])[0]) for x in (off, budget.expected))
+        where = f"row {place(budget.axes, s.at)} is off by {error:.3g} rms, allowed {error * s.limit / s.value:.3g}"
+        return f"row: {_count_wrong_rows(wrong, budget.axes)}; {where}, of a row of {size:.3g}"
+    description = "the worst number" if s.name == "element" and np.any(wrong) else DESCRIPTIONS[s.name]
+    text = f"{s.name}: {description}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
     if s.at is None:
         return text
-    row = s.at[: budget.rows.ndim]
-    error = float(root_mean_square(errors(actual, budget)[row][None])[0])
-    size = float(root_mean_square(budget.expected[row][None])[0])
-    if s.name == "element":
-        y, a = float(budget.expected[s.at]), float(actual[s.at])
-        allowed = s.limit * float(element_allowance(budget, budget.rows[row], np.abs(budget.expected[row]))[s.at[-1]])
-        mine, right = _format_distinct(a, y)
-        return f"{text}; at {place(budget.axes, s.at)} it is {mine}, the truth {right} ± {allowed:.2g}"
-    allowed = error * s.limit / s.value
-    where = f"row {place(budget.axes, row)}"
-    return f"{text}; {where} is off by {error:.3g} rms, allowed {allowed:.3g}, of a row of {size:.3g}"
+    row = s.at[:-1]
+    allowed = s.limit * float(element_allowance(budget, budget.rows[row], np.abs(budget.expected[row]))[s.at[-1]])
+    mine, right = _format_distinct(float(actual[s.at]), float(budget.expected[s.at]))
+    return f"{text}; at {place(budget.axes, s.at)} it is {mine}, the truth {right} ± {allowed:.2g}"
 
 
 def _format_distinct(actual: float, expected: float) -> tuple[str, str]:
@@ -236,54 +232,44 @@ def _format_distinct(actual: float, expected: float) -> tuple[str, str]:
     return f"{actual:.{digits}g}", f"{expected:.{digits}g}"
 
 
-def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> TensorVerdict:
-    """Judge a sum of many terms, such as ∂L/∂λ, by an absolute bound for each element.
+def judge_numbers(
+    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, conventions: Callable[[], dict[str, Numpy]] | None = None
+) -> TensorVerdict:
+    """Judge λ, a log-sum-exp or a sum of many terms, such as ∂L/∂λ, by an absolute bound for each number.
 
     A bound relative to the sum would be too tight, because the terms cancel.
 
+    Args:
+        conventions: of a log-sum-exp, computes the expected value under other conventions, such as base 2, each keyed
+            by its description (`other_conventions`). The one under which a wrong one is right is named.
+
     Shapes:
-        actual and expected the same; allowed broadcastable to them
+        actual and expected the same, a log-sum-exp (B, h, T); allowed broadcastable to them
     """
-    s, notes = _largest_error(name, actual, expected, allowed, "sum", "|e| / (3 errors of orders + 2 ulp)")
-    reasons = []
-    if not notes and np.any(expected) and np.all(np.abs(expected) <= allowed):
-        notes.append("it is no larger than the error of correct kernels may be: zeros would pass too")
+    check_shape(name, actual.shape, expected.shape)
+    is_lse = name.startswith("lse")
+    allowed = np.broadcast_to(allowed, expected.shape)
+    known = np.isfinite(allowed)
+    ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
+    what = "|e| / (logit error + u |lse|)" if is_lse else "|e| / (3 errors of orders + 2 ulp)"
+    s = largest("lse" if is_lse else "sum", ratio, 1.0, what)
+    reasons, notes = [], []
     if not s.holds:
         at = s.at or ()
-        bound = float(np.broadcast_to(allowed, expected.shape)[at])
-        index = f"element {', '.join(map(str, at))}" if at else "it"
+        index = place("b h t", at) if is_lse else f"element {', '.join(map(str, at))}" if at else "it"
         mine, right = _format_distinct(float(actual[at]), float(expected[at]))
-        reasons.append(f"{index} is {mine}, expected {right} ± {bound:.2g}")
-    status = FAIL if reasons else INCONCLUSIVE if notes else PASS
-    return TensorVerdict(name, status, (s,), tuple(reasons), tuple(notes))
-
-
-def judge_lse(
-    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, conventions: Callable[[], dict[str, Numpy]] | None = None
-) -> TensorVerdict:
-    """Judge a log-sum-exp by an absolute bound; name the convention, such as base 2, under which a wrong one is right.
-
-    Args:
-        conventions: computes the expected value under other conventions, each keyed by its description
-            (`other_conventions`).
-
-    Shapes:
-        all (B, h, T), in the unit of `expected`
-    """
-    s, notes = _largest_error(name, actual, expected, allowed, "lse", "|e| / (logit error + u |lse|)")
-    if s.holds:
-        return TensorVerdict(name, INCONCLUSIVE if notes else PASS, (s,), (), tuple(notes))
-    at = s.at or ()
-    mine, right = _format_distinct(float(actual[at]), float(expected[at]))
-    reason = f"is {mine} at {place('b h t', at)}, the truth {right}"
-    hints = []
-    for text, other in (conventions() if conventions else {}).items():
-        size = np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
-        tolerance = THRESHOLDS.lse_convention * allowed * size
-        if float(np.max(_error_ratio(actual, other, tolerance), initial=0.0)) <= 1:
-            hints.append(text)
-            break
-    return TensorVerdict(name, FAIL, (s,), (f"{reason} ± {float(allowed[at]):.2g}",), tuple(hints))
+        reasons.append(f"{index} is {mine}, expected {right} ± {float(allowed[at]):.2g}")
+        for text, other in (conventions() if conventions else {}).items():
+            size = np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
+            if np.all(_error_ratio(actual, other, THRESHOLDS.lse_convention * allowed * size) <= 1):
+                return _verdict(name, (s,), reasons, [text])
+    if not known.all():
+        notes.append(
+            f"correct kernels overflow in {int(np.sum(~known))} of {known.size} numbers, which were not judged"
+        )
+    elif not is_lse and np.any(expected) and np.all(np.abs(expected) <= allowed):
+        notes.append("it is no larger than the error of correct kernels may be: zeros would pass too")
+    return _verdict(name, (s,), reasons, notes)
 
 
 def other_conventions(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
@@ -315,22 +301,10 @@ def other_conventions(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
         top = np.max(z, axis=-1)
         for text, (factor, base, what) in conventions.items():
             with np.errstate(invalid="ignore"):
-                whole = log_sum_exp(z * factor)
-                keys = log_sum_exp(z[..., :-1]) if what == "keys" else whole
-                value = {"all": whole, "rest": whole - top, "top": top, "keys": keys}[what] / base
+                whole = log_sum_exp((z[..., :-1] if what == "keys" else z) * factor)
+                value = {"rest": whole - top, "top": top}.get(what, whole) / base
             sums[text][part.index] = np.where(attends, value, -math.inf)
     return sums
-
-
-def _largest_error(
-    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, statistic: str, what: str
-) -> tuple[Statistic, list[str]]:
-    """Return the largest ratio of an error to its allowance, and a note if some allowances are infinite."""
-    check_shape(name, actual.shape, expected.shape)
-    known = np.isfinite(np.broadcast_to(allowed, expected.shape))
-    ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
-    overflows = f"correct kernels overflow in {int(np.sum(~known))} of {known.size} numbers, which were not judged"
-    return largest(statistic, ratio, 1.0, what), [] if known.all() else [overflows]
 
 
 def _error_ratio(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:
