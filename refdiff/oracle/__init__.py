@@ -19,6 +19,7 @@ from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
+from refdiff.oracle.from_c import from_c
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.listed import blind_spots, deviations
 from refdiff.oracle.rounding.recipe import Recipe
@@ -47,6 +48,7 @@ __all__ = [
     "deviations",
     "diagnose",
     "first_divergence",
+    "from_c",
     "golden",
     "hooks",
     "read_trace",
