@@ -12,6 +12,8 @@ test of your own, the fixture compares what a kernel returned with the truth:
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,7 @@ OPTIONS = {
     "profiles": ("NAMES", "kinds of inputs, separated by commas (all of them)"),
     "sizes": ("SIZES", "additional cases, batch x queries x keys, such as 2x512x512,8x1x4096 (none)"),
     "seed": ("N", "seed of the inputs, a whole number from 0 (0)"),
+    "save": ("FOLDER", "write the first failing case there, for refdiff check (nowhere)"),
 }
 FLAGS = {
     "thorough": "also up to 1,024 queries and 4,096 keys, which takes minutes",
@@ -85,6 +88,25 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call" and (text := item.stash.get(SECTION, "")):
         report.sections.append(("refdiff", text))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write a table of the cases into the summary of a job on GitHub."""
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not page or not config.getoption("refdiff_kernel"):
+        return
+    counts: dict[str, Counter[str]] = {}
+    for status in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(status, ()):
+            _, _, case = report.nodeid.partition("[")
+            if case:
+                counts.setdefault(case.partition("-")[0].rstrip("]"), Counter())[status] += 1
+    lines = [f"### refdiff: {config.getoption('refdiff_kernel')}", "", "| cases | passed | failed | declined |"]
+    lines += ["|---|---|---|---|"]
+    lines += [f"| {name} | {n['passed']} | {n['failed']} | {n['skipped']} |" for name, n in counts.items()]
+    lines += [f"\n```text\n{report.longreprtext}\n```" for report in terminalreporter.stats.get("failed", ())[:1]]
+    with Path(page).open("a", encoding="utf-8") as file:
+        file.write("\n".join([*lines, ""]))
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,18 @@ A correct NumPy kernel takes 4 s for all cases on one core, 1 s of them for `til
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, PROFILES, Case, cases, resolve_profile
+from refdiff.oracle.inputs.arrays import write_arrays
 from refdiff.oracle.inputs.signature import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -167,6 +170,17 @@ def pytest_generate_tests(metafunc: Any) -> None:
         metafunc.parametrize("case", found, ids=str)
 
 
+def save(folder: Path, case: Case, recipe: Recipe, outputs: Mapping[str, Any]) -> str:
+    """Write a case and what the kernel computed; return the command that judges it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dout = {"dout": case.dout} if any(name.startswith("d") for name in outputs) else {}
+    write_arrays(folder / "case.safetensors", {**case.inputs, **dout, **outputs}, {})
+    for name, of in (("spec", case.spec), ("recipe", recipe)):
+        (folder / f"{name}.json").write_text(json.dumps(of.to_dict()), encoding="utf-8")
+    spec, rounds, file = (folder / name for name in ("spec.json", "recipe.json", "case.safetensors"))
+    return f"saved: refdiff check --diagnose --spec {spec} --recipe {rounds} {file}"
+
+
 def _report(outcome: Outcome) -> None:
     if outcome.status == "skip":
         pytest.skip(outcome.text)
@@ -188,6 +202,8 @@ def test_against_the_truth(case: Case, run: Run) -> None:
     _outcomes.append((case, outcome))
     if title:
         more = report(case, run.spec_text, run.recipe, outcome, title)
+        if (folder := run.options.get("save")) and outcome.wrong is not None and "smaller" not in title:
+            more += "\n" + save(Path(folder), case, run.recipe, outcome.wrong)
         outcome = replace(outcome, text=f"{outcome.text}\n{more}")
     _report(outcome)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +166,32 @@ def test_the_fixture(outside: dict[str, str], tmp_path: Path) -> None:
     assert "raise AssertionError" not in text
     without = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
     assert "spec: got None, expected a Spec or a preset's name, here or as --refdiff-spec" in without
+
+
+def test_the_steps_of_the_action(outside: dict[str, str], tmp_path: Path) -> None:
+    """A kernel that fails: the table in the job's summary, and a file that repeats the failing case."""
+    action = (ROOT / ".github" / "actions" / "check-kernel" / "action.yml").read_text(encoding="utf-8")
+    (command,) = re.findall(r"run: >-\n(.*?)\n +env:", action, re.S)
+    summary, folder = tmp_path / "summary.md", tmp_path / "refdiff-failed"
+    given = {"KERNEL": KERNELS + "wrong_rope", "SPEC": "hf_diffllama,window=5", "RECIPE": "float32"}
+    given |= {
+        "OPTIONS": "--refdiff-profiles natural",
+        "RUNNER_TEMP": str(tmp_path),
+        "GITHUB_STEP_SUMMARY": str(summary),
+    }
+    plugin = "-p refdiff.pytest_plugin -p no:cacheprovider -o addopts=-p\\ no:refdiff"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**outside, **given, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": plugin, "PATH": path}
+    shell = ["bash", "-euo", "pipefail", "-c", " ".join(command.split())]
+    done = subprocess.run(shell, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    written = summary.read_text(encoding="utf-8")
+    assert "| natural | 0 | 2 | 0 |" in written, written
+    assert "unique: other_rope_pairing" in written
+    ((_, *again),) = (shlex.split(line) for line in re.findall(r"^saved: (refdiff check .*)$", written, re.M))
+    judged = subprocess.run(
+        [sys.executable, "-m", "refdiff", *again], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert (judged.returncode, "unique: other_rope_pairing" in judged.stdout) == (1, True), (
+        judged.stdout + judged.stderr
+    )
