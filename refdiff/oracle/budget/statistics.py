@@ -212,28 +212,27 @@ def statistics(actual: Numpy, budget: RowBudget) -> list[Statistic]:
     Shapes:
         actual as `budget.expected`, float64
     """
-    stored = round_to(budget.expected, budget.storage)
-    found = [_mask_statistic(kind_mismatch(actual, budget), actual, stored)]
-    counted = ~budget.doubtful[..., None] & np.isfinite(stored) & np.isfinite(actual)
-    del stored  # as large as the tensor
-    error = np.subtract(actual, budget.expected, out=np.zeros_like(budget.expected), where=counted)
-    np.abs(error, out=error)
+    limits, y = budget.limits, budget.expected
+    found = [_mask_statistic(actual, budget)]
+    error = errors(actual, budget)
     row_error = root_mean_square(error)
-    seen: Numpy = np.asarray(counted.any(axis=-1))
-    rows = np.where(budget.doubtful, 0.0, budget.rows)
-    ratio = np.where(seen, safe_ratio(row_error, rows), 0.0)
-    limit_ratio = np.where(seen & ~budget.doubtful, safe_ratio(row_error, row_allowance(budget)), 0.0)
-    found.append(largest("row", budget.limits.row * limit_ratio, budget.limits.row, "rms(e_r) / E_r"))
+    seen: Numpy = np.any(_compared(actual, budget), axis=-1)
+    ratio = limits.row * safe_ratio(row_error, row_allowance(budget))
+    found.append(largest("row", np.where(seen, ratio, 0.0), limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
-    usual = ratio[..., queries][seen[..., queries]]
+    usual = safe_ratio(row_error, budget.rows)[..., queries][seen[..., queries]]
     # the mean over few rows scatters more; with one row it has the limit of that row
-    bulk = budget.limits.bulk + (budget.limits.row - budget.limits.bulk) / math.sqrt(max(usual.size, 1))
+    bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(max(usual.size, 1))
     found.append(Statistic("bulk", float(root_mean_square(usual[None])[0]), bulk, None, "rms over rows"))
-    allowed = element_allowance(budget, rows, np.where(counted, np.abs(budget.expected), 0.0))
-    found.append(largest("element", safe_ratio(error, allowed), budget.limits.element, "|e| / (6 E_r + 2 u |y|)"))
-    found.append(_slope_statistic(actual, counted, budget))
+    ratio, allowed = np.abs(error), element_allowance(budget, budget.rows, np.abs(y))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio /= allowed
+    np.copyto(ratio, 0.0, where=error == 0)
+    found.append(largest("element", ratio, limits.element, "|e| / (6 E_r + 2 u |y|)"))
+    del ratio, allowed  # as large as the tensor
+    found.append(_slope_statistic(error, budget))
     if budget.factor is not None:
-        value = abs(budget.factor.estimate(np.where(counted, actual, budget.expected), budget.expected))
+        value = abs(budget.factor.estimate(y + error, y))
         found.append(Statistic("factor", value, factor_limit(budget), None, "|a factor of all rows − 1|"))
     return found
 
@@ -246,32 +245,35 @@ def row_allowance(budget: RowBudget) -> Numpy:
     return allowed
 
 
+def _compared(actual: Numpy, budget: RowBudget) -> Numpy:
+    """Return which numbers are compared: finite ones whose truth is finite, in rows in which no order overflows."""
+    known: Numpy = np.isfinite(actual) & np.isfinite(budget.expected) & ~budget.doubtful[..., None]
+    return known
+
+
 def errors(actual: Numpy, budget: RowBudget) -> Numpy:
-    """Return the error of each number; 0 where the result or the truth is not finite, or correct kernels overflow."""
-    known = np.isfinite(actual) & np.isfinite(budget.expected) & ~budget.doubtful[..., None]
+    """Return the error of each number; 0 for those that are not compared."""
+    zeros = np.zeros_like(budget.expected)
     with np.errstate(over="ignore"):
-        return np.where(known, np.where(known, actual, 0.0) - np.where(known, budget.expected, 0.0), 0.0)
+        return np.subtract(actual, budget.expected, out=zeros, where=_compared(actual, budget))
 
 
 def kind_mismatch(actual: Numpy, budget: RowBudget) -> Numpy:
     """Return where the result is NaN, +∞ or −∞ and the stored truth is not, or the other way round."""
     stored = round_to(budget.expected, budget.storage)
+    same = (np.isfinite(actual) & np.isfinite(stored)) | (actual == stored) | (np.isnan(actual) & np.isnan(stored))
     edge = np.isfinite(stored) ^ (np.abs(budget.expected) < FORMATS[budget.storage].top * (1 - 2 * budget.u))
-    wrong: Numpy = ~budget.doubtful[..., None] & ~edge & (_nonfinite_kind(actual) != _nonfinite_kind(stored))
+    wrong: Numpy = ~same & ~edge & ~budget.doubtful[..., None]
     return wrong
 
 
-def _nonfinite_kind(x: Numpy) -> Numpy:
-    """Return 0 for a finite number, 1 for +∞, 2 for −∞, 3 for NaN."""
-    return np.isposinf(x) + np.int8(2) * np.isneginf(x) + np.int8(3) * np.isnan(x)
-
-
-def _mask_statistic(wrong: Numpy, actual: Numpy, stored: Numpy) -> Statistic:
-    where = np.argwhere(wrong)
+def _mask_statistic(actual: Numpy, budget: RowBudget) -> Statistic:
+    where = np.argwhere(kind_mismatch(actual, budget))
     if not len(where):
         return Statistic("masks", 0.0, 0.0, None, "NaN and ∞ in other places than in the truth")
     at = tuple(int(i) for i in where[0])
-    return Statistic("masks", float(len(where)), 0.0, at, f"{actual[at]:g} where the truth is {stored[at]:g}")
+    stored = float(round_to(budget.expected[at], budget.storage))
+    return Statistic("masks", float(len(where)), 0.0, at, f"{actual[at]:g} where the truth is {stored:g}")
 
 
 def largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
@@ -282,16 +284,13 @@ def largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
     return Statistic(name, float(x[at]), limit, at, what)
 
 
-def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget) -> Statistic:
+def _slope_statistic(error: Numpy, budget: RowBudget) -> Statistic:
     # a row below its own error says nothing of a scale: dq of a saturated softmax may be 1e-245
-    size = root_mean_square(np.where(counted, budget.expected, 0.0))
-    counted = counted & (budget.rows <= size)[..., None]
-    y = np.where(counted, budget.expected, 0.0)
-    e = np.subtract(actual, budget.expected, out=np.zeros_like(y), where=counted)
-    unit = float(np.abs(y).max(initial=0.0)) or 1.0
+    y = np.where(np.isfinite(budget.expected) & ~budget.doubtful[..., None], budget.expected, 0.0)
+    np.copyto(y, 0.0, where=(budget.rows > root_mean_square(y))[..., None])
+    unit = float(max(np.max(y, initial=0.0), -np.min(y, initial=0.0))) or 1.0
     y /= unit
-    e /= unit
-    value = abs(slope(e, y))
+    value = abs(slope(error, y)) / unit
     return Statistic("slope", value, slope_limit(budget), None, "|⟨e, y⟩ / ⟨y, y⟩|")
 
 
@@ -310,7 +309,9 @@ def factor_limit(budget: RowBudget) -> float:
 
 def element_allowance(budget: RowBudget, rows: Numpy, size: Numpy) -> Numpy:
     """Return 6 E_r + 2 u |y| for each number, (…, e), from E_r of the rows, (…), and |y| as `size`."""
-    return THRESHOLDS.element_rows * rows[..., None] + THRESHOLDS.element_units * budget.u * size
+    allowed: Numpy = THRESHOLDS.element_units * budget.u * size
+    allowed += THRESHOLDS.element_rows * rows[..., None]
+    return allowed
 
 
 def row_floor(size: Numpy, recipe: Recipe) -> Numpy:
@@ -321,8 +322,8 @@ def row_floor(size: Numpy, recipe: Recipe) -> Numpy:
 
 def slope(e: Numpy, y: Numpy) -> float:
     """Return ⟨e, y⟩ / ⟨y, y⟩; 0 if y is 0."""
-    square = float(np.sum(y * y))
-    return float(np.sum(e * y)) / square if square > 0 else 0.0
+    square = float(np.vdot(y, y))
+    return float(np.vdot(e, y)) / square if square > 0 else 0.0
 
 
 def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float, Numpy]:

@@ -224,8 +224,16 @@ class Arithmetic:
         return truncate_to(x, kind) if kind == "tf32" and self.order.truncate else self._round(x, kind)
 
     def product(self, a: Numpy, b: Numpy) -> Numpy:
-        """Return the matrix product of a and b, with partial sums rounded to the recipe's `accumulate` type."""
+        """Return the matrix product of a and b, with partial sums rounded to the recipe's `accumulate` type.
+
+        Shapes:
+            a (…, n, k), b (…, k, m) -> (…, n, m); or a (B, H, n, k) and b (B, K, k, m), whose heads serve H / K of a
+        """
         a, b = self.operand(self.array(a)), self.operand(self.array(b))
+        if b.ndim == 4 and a.shape[1] != b.shape[1]:
+            (B, H, rows, _), K = a.shape, b.shape[1]
+            grouped = self.product(a.reshape(B, K, H // K * rows, a.shape[-1]), b)
+            return grouped.reshape(B, H, rows, b.shape[-1])
         n, sums = a.shape[-1], self.recipe.accumulate
         # beside the roundings of 16 bits, the order of a float32 sum does not show, and BLAS's is many times as fast
         terms = self.order.terms if self.recipe.storage == "float32" or sums != "float32" else 0

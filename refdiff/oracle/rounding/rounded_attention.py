@@ -37,7 +37,7 @@ def rounded_attention(
     ops: Any = None,
 ) -> Numpy:
     """Compute `layers.diff_attention` with rounding; the results of narrow types are held in float64."""
-    k1, k2, v = (_repeat_heads(arith, x, q1) for x in (k1, k2, v))
+    k1, k2, v = (arith.array(x) for x in (k1, k2, v))
     maps = list(scores_of_maps(arith, (q1, k1, q2, k2), mask, bias, causal))
     lambda_ = arith.array(lambda_)
     if arith.order.subtract == "weights":
@@ -49,16 +49,10 @@ def rounded_attention(
     return arith.round_at(heads, "o").astype(np.float64)
 
 
-def _repeat_heads(arith: Arithmetic, x: Numpy, q: Numpy) -> Numpy:
-    """Return k or v with a head for each of q."""
-    n = q.shape[1] // x.shape[1]
-    return arith.array(x) if n == 1 else np.repeat(arith.array(x), n, axis=1)
-
-
 def scores_of_maps(
     arith: Arithmetic, heads: tuple[Numpy, ...], mask: Numpy | None, bias: Numpy | None, causal: bool
 ) -> Iterator[Numpy]:
-    """Yield the scores of map 1 and of map 2, −∞ for masked keys. k has as many heads as q."""
+    """Yield the scores of map 1 and of map 2, −∞ for masked keys."""
     q1, k1, q2, k2 = heads
     H, T, S = q1.shape[1], q1.shape[2], k1.shape[2]
     masks, biases = split_maps(mask, H), split_maps(bias, H)
@@ -156,7 +150,7 @@ def rounded_attention_vjp(
 ) -> tuple[Numpy, ...]:
     """Compute `layers.diff_attention_vjp` with rounding; the results of narrow types are held in float64."""
     (B, H, _, _), K = q1.shape, k1.shape[1]
-    keys, values = [_repeat_heads(arith, k, q1) for k in (k1, k2)], _repeat_heads(arith, v, q1)
+    *keys, values = (np.repeat(arith.array(x), H // K, axis=1) for x in (k1, k2, v))
     maps = list(scores_of_maps(arith, (q1, keys[0], q2, keys[1]), mask, bias, causal))
     sides = ((arith.array(q1), keys[0]), (arith.array(q2), keys[1]))
     capped = arith.capped_errors or (None, None)
