@@ -7,7 +7,6 @@ The results are those of transformers' warpers. The draw inverts the cumulative 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -176,6 +175,11 @@ class Uniforms:
         """Return the next number of the stream."""
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
+    def take(self, n: int) -> Scores:
+        """Return the next n numbers of the stream."""
+        numbers: Scores = (self._bits.random_raw(n) >> np.uint64(11)) * 2.0**-53
+        return numbers
+
 
 def prompt_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
     """Return one stream per prompt, keyed by the seed, the prompt's tokens, and the number of equal prompts before it.
@@ -209,31 +213,14 @@ def draw(probabilities: NDArray[np.floating], u: float) -> int:
     return token
 
 
-_BLOCK = 1024
-"""The fewest weights that are summed at a time."""
-
-
 def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> NDArray[np.int64]:
     """Draw k different indices one after the other, each by the weights of those that are left.
 
+    These are the k largest log w − log(−log u), u uniform (Kool, van Hoof & Welling 2019, the Gumbel-top-k trick).
+
     Shapes:
-        log_weights (N,) → (k,). When fewer than k have any weight, the best of the rest follow in order.
+        log_weights (N,) → (k,). When fewer than k have any weight, the others follow in order.
     """
-    weights = softmax(log_weights.astype(np.float64))
-    drawable = min(k, int(np.count_nonzero(weights)))
-    size = max(_BLOCK, math.isqrt(len(weights)))  # a draw reads one block and the sums of all
-    blocks = np.pad(weights, (0, -len(weights) % size)).reshape(-1, size)
-    sums = blocks.sum(axis=1)
-    chosen: list[int] = []
-    for _ in range(drawable):
-        cumulative = np.cumsum(sums)  # of blocks: that of all weights would be made anew for each draw
-        target = stream.next() * cumulative[-1]
-        block = min(int(np.searchsorted(cumulative, target, side="right")), int(np.flatnonzero(sums)[-1]))
-        left = (target - (cumulative[block - 1] if block else 0.0)) / sums[block]
-        chosen.append(block * size + draw(blocks[block], max(left, 0.0)))
-        blocks[block, chosen[-1] % size] = 0.0
-        sums[block] = blocks[block].sum()
-    if len(chosen) < k:
-        rest = np.argsort(-log_weights, kind="stable")
-        chosen += [int(i) for i in rest[~np.isin(rest, chosen)][: k - len(chosen)]]
-    return np.array(chosen, dtype=np.int64)
+    with np.errstate(divide="ignore"):
+        keys = log_weights - np.log(-np.log(stream.take(len(log_weights))))
+    return top_indices(keys[None, :], k).reshape(-1)

@@ -7,6 +7,7 @@ Joined, they are what `generate` returns.
 
 from __future__ import annotations
 
+import functools
 import queue
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.errors import CheckpointError
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer.backend import backend_of
 
@@ -38,61 +38,51 @@ def split_sequences(value: Any) -> list[NDArray[np.int64]]:
 
 
 class PieceDecoder:
-    """Turns one sequence's ids into pieces of text, each as soon as its characters are whole (DecodeStream does it).
+    """Turns one sequence's ids into pieces of text, each as soon as its characters are whole.
 
-    tokenizer: one of refdiff, transformers or tokenizers. before: ids of the text before. With them, a decoder that
-    drops a leading space keeps the one before the new text, and a character that begins in `before` is decoded whole.
+    A piece is what its ids add to the text of those before: some decoders drop a space at the start of a text.
+
+    tokenizer: one of refdiff, transformers or tokenizers. before: ids of the text before, with which a character that
+    begins in `before` is decoded whole.
     """
 
     def __init__(
         self, tokenizer: Any, before: NDArray[np.int64] | None = None, skip_special_tokens: bool = False
     ) -> None:
-        self._backend = backend_of(tokenizer)
-        self._skip_special_tokens = skip_special_tokens
-        self._waiting: list[int] = []  # ids whose text has not been returned
-        self._shown = ""  # whole characters of `before` that the decoder has not returned yet
-        self._restart()
-        for token in [] if before is None else self._context(before.tolist()):
+        backend = backend_of(tokenizer)
+        self._decode = functools.partial(backend.decode, skip_special_tokens=skip_special_tokens)
+        self._ids: list[int] = []
+        self._known, self._shown = 0, ""  # how many of the ids are passed on, and what of their text
+        for token in [] if before is None else _context(before.tolist(), TokenBytes(backend)):
             self(token)
-        self._shown = self._waiting_text().rstrip("\ufffd")
-
-    def _context(self, before: list[int]) -> list[int]:
-        """Return the last ids, from the start of a character on: a byte decoder fails in the middle of one."""
-        token_bytes = TokenBytes(self._backend)
-        start = max(0, len(before) - _CONTEXT)
-        while start > 0 and token_bytes[before[start]][:1] in _CONTINUATIONS:
-            start -= 1
-        return before[start:]
+        self._shown += self._new_text().rstrip("\ufffd")
 
     def __call__(self, token: int) -> str:
         """Take the next id; return the text that it makes certain, often none."""
-        self._waiting.append(token)
-        try:
-            piece = self._step(token)
-        except CheckpointError as error:  # the library raises nothing narrower
-            if "Invalid prefix" not in str(error):
-                raise
-            # A byte token that belongs to no character changes the text of the byte tokens before it, some of which has
-            # been passed on already. Decode the waiting ones by themselves.
-            piece = self._waiting_text()
-            self._restart()
-            self._step(token)
-        if piece:
-            self._waiting.clear()
-            piece, self._shown = piece.removeprefix(self._shown), ""
+        self._ids.append(token)
+        piece = self._new_text()
+        if not piece or piece.endswith("\ufffd"):
+            return ""
+        self._ids = self._ids[self._known :]
+        self._known, self._shown = len(self._ids), self._decode(self._ids)
         return piece
 
     def end(self) -> str:
         """Return the whole characters that still wait, without an incomplete one at the very end."""
-        rest = self._waiting_text().rstrip("\ufffd").removeprefix(self._shown)
-        self._waiting.clear()
-        return rest
+        return self._new_text().rstrip("\ufffd")
 
-    def _waiting_text(self) -> str:
-        return self._backend.decode(self._waiting, skip_special_tokens=self._skip_special_tokens)
+    def _new_text(self) -> str:
+        text = self._decode(self._ids)
+        # A byte token that belongs to no character changes the text of byte tokens before it: leave those out.
+        return text[len(self._shown) :] if text.startswith(self._shown) else self._decode(self._ids[self._known :])
 
-    def _restart(self) -> None:
-        self._step = self._backend.decode_stream(skip_special_tokens=self._skip_special_tokens)
+
+def _context(before: list[int], token_bytes: TokenBytes) -> list[int]:
+    """Return the last ids, from the start of a character on: a byte decoder fails in the middle of one."""
+    start = max(0, len(before) - _CONTEXT)
+    while start > 0 and token_bytes[before[start]][:1] in _CONTINUATIONS:
+        start -= 1
+    return before[start:]
 
 
 _CONTEXT = 8  # ids of the prompt, enough to know whether a space comes before the next word

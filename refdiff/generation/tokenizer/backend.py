@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,16 +104,6 @@ class TokenizerBackend:
         with rust_errors(self.source):
             decoder = self.native.decoder
             return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
-
-    def decode_stream(self, *, skip_special_tokens: bool = False) -> Callable[[int], str]:
-        """Return a function that takes id after id and returns the text that each makes certain, often none."""
-        stream = _library().decoders.DecodeStream(skip_special_tokens=skip_special_tokens)
-
-        def step(token_id: int) -> str:
-            with rust_errors(self.source):
-                return stream.step(self.native, token_id) or ""
-
-        return step
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, added ones included."""

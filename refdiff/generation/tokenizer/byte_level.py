@@ -106,19 +106,6 @@ class ByteLevelBackend(TokenizerBackend):
     def decode_tokens(self, tokens: Sequence[str]) -> str:
         return b"".join(map(_bytes, tokens)).decode("utf-8", "replace")
 
-    def decode_stream(self, *, skip_special_tokens: bool = False) -> Callable[[int], str]:
-        waiting: list[int] = []
-
-        def step(token_id: int) -> str:
-            waiting.append(token_id)
-            text = self.decode(waiting, skip_special_tokens=skip_special_tokens)
-            if text.endswith("\ufffd"):  # perhaps the first bytes of a character
-                return ""
-            waiting.clear()
-            return text
-
-        return step
-
     def token_to_id(self, token: str) -> int | None:
         added = (i for i, known in self._added.items() if known.content == token)
         return next(added, self._model.get(token))

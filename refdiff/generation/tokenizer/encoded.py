@@ -227,23 +227,7 @@ def check_truncation(strategy: Any, limit: int, stride: int, reserved: int, *, h
         raise ValueError("truncation: got 'only_second' without text_pair, expected 'only_first' for single texts")
     if not isinstance(limit, int | np.integer) or isinstance(limit, bool) or limit < reserved:
         raise ValueError(f"max_length: got {limit!r}, expected an integer from {reserved}, the special tokens added")
-    _check_stride(stride, limit - reserved)
-
-
-def check_pair_stride(strategy: str, stride: int, lengths: list[int], capacity: int) -> None:
-    """Raise `ValueError` if truncation leaves at most `stride` tokens of a text in a pair with these lengths."""
-    first, second = lengths
-    if first + second <= capacity:
-        return
-    if strategy == "longest_first":
-        kept = max(capacity // 2, capacity - min(lengths))
-    else:
-        kept = capacity - (first if strategy == "only_second" else second)
-    if kept > 0:  # else the other text alone is too long; the library reports that
-        _check_stride(stride, kept)
-
-
-def _check_stride(stride: int, capacity: int) -> None:
+    capacity = limit - reserved
     if not 0 <= stride < max(capacity, 1):
         raise ValueError(
             f"stride: got {stride}, expected 0 to {capacity - 1}, below the {capacity} tokens of the text that one "

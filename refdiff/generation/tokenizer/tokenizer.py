@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, write_atomically, write_json
@@ -26,7 +26,6 @@ from refdiff.generation.tokenizer.encoded import (
     check_ids,
     check_inputs,
     check_multiple,
-    check_pair_stride,
     check_truncation,
     clean_up_spaces,
     count_characters,
@@ -295,11 +294,6 @@ class Tokenizer(Vocabulary, RefusedNames):
                 raise ValueError(f'truncation_side: got {self.truncation_side!r}, expected "left" or "right"')
             reserved = self.backend.num_special_tokens(pair=has_pair) if add_special_tokens else 0
             check_truncation(strategy, limit, stride, reserved, has_pair=has_pair)
-            if has_pair and stride > 0:
-                for pair in inputs:
-                    parts = self.backend.encode(pair, add_special_tokens=False, is_pretokenized=is_split_into_words)
-                    lengths = [len(encoding.ids) for encoding in parts]
-                    check_pair_stride(str(strategy), stride, lengths, limit - reserved)
             cut = backends.Truncation(int(limit), stride, str(strategy), self.truncation_side)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         try:
@@ -308,11 +302,11 @@ class Tokenizer(Vocabulary, RefusedNames):
                 split_special_tokens=split,
             )  # fmt: skip
         except CheckpointError as error:
-            if "too short to respect" not in str(error):
+            if "too short to respect" not in str(error) and "stride" not in str(error):
                 raise
             raise ValueError(
-                f"max_length: got {limit}, expected more than the text that truncation={strategy!r} does not cut has; "
-                "raise max_length or shorten that text"
+                f"max_length: got {limit}, expected more than {stride} tokens, the stride, for each text that "
+                f"truncation={strategy!r} cuts; shorten the other text, lower stride or raise max_length"
             ) from None
         check_ids(found, self.backend, self.model_vocab_size, self.source)
         return found
@@ -331,17 +325,6 @@ class Tokenizer(Vocabulary, RefusedNames):
         """Turn one text, or a pair, into tokens as the vocabulary spells them."""
         return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
-    @overload
-    def decode(
-        self,
-        ids: int | Sequence[int],
-        skip_special_tokens: bool = ...,
-        clean_up_tokenization_spaces: bool | None = ...,
-    ) -> str: ...
-    @overload
-    def decode(
-        self, ids: ArrayLike, skip_special_tokens: bool = ..., clean_up_tokenization_spaces: bool | None = ...
-    ) -> Any: ...
     def decode(
         self,
         ids: ArrayLike,

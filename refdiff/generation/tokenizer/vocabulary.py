@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,58 +11,39 @@ from refdiff.generation.tokenizer.backend import AddedToken, TokenizerBackend
 from refdiff.generation.tokenizer.config import NAMES, add_missing, named_tokens, to_token
 from refdiff.generation.tokenizer.file import check_tokens
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+
+def _special_token(name: str) -> Any:
+    """Return the property `pad_token`: the token's text, or None; it can be set to any token of the vocabulary."""
+    return property(
+        lambda tokenizer: tokenizer.special_tokens_map.get(name),
+        lambda tokenizer, token: tokenizer._set_special(name, token),
+    )
 
 
-class _SpecialToken:
-    """`tokenizer.pad_token`: the token's text, or None; it can be set to any token of the vocabulary."""
+def _special_token_id(name: str) -> Any:
+    """Return the property `pad_token_id`: the same token by its id."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, tokenizer: Vocabulary, owner: type | None = None) -> str | None:
-        return tokenizer.special_tokens_map.get(self.name)
-
-    def __set__(self, tokenizer: Vocabulary, token: str | None) -> None:
-        tokenizer._set_special(self.name, token)
-
-
-class _SpecialTokenId:
-    """`tokenizer.pad_token_id`: the same token by its id."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name.removesuffix("_id")
-
-    def __get__(self, tokenizer: Vocabulary, owner: type | None = None) -> int | None:
-        token = tokenizer.special_tokens_map.get(self.name)
+    def read(tokenizer: Vocabulary) -> int | None:
+        token = tokenizer.special_tokens_map.get(name)
         return None if token is None else tokenizer.backend.token_to_id(token)
 
-    def __set__(self, tokenizer: Vocabulary, token_id: int | None) -> None:
+    def write(tokenizer: Vocabulary, token_id: int | None) -> None:
         token = None if token_id is None else tokenizer.backend.id_to_token(token_id)
         if token is None and token_id is not None:
-            raise ValueError(f"{self.name}_id: got {token_id}, expected 0 to {len(tokenizer) - 1}")
-        tokenizer._set_special(self.name, token)
+            raise ValueError(f"{name}_id: got {token_id}, expected 0 to {len(tokenizer) - 1}")
+        tokenizer._set_special(name, token)
+
+    return property(read, write)
 
 
 class Vocabulary:
     """The vocabulary of `backend`, completed by the special tokens that only tokenizer_config.json (`config`) knows."""
 
     model_input_names: ClassVar[Sequence[str]] = ("input_ids", "attention_mask")
-    bos_token = _SpecialToken()
-    eos_token = _SpecialToken()
-    unk_token = _SpecialToken()
-    sep_token = _SpecialToken()
-    pad_token = _SpecialToken()
-    cls_token = _SpecialToken()
-    mask_token = _SpecialToken()
-    bos_token_id = _SpecialTokenId()
-    eos_token_id = _SpecialTokenId()
-    unk_token_id = _SpecialTokenId()
-    sep_token_id = _SpecialTokenId()
-    pad_token_id = _SpecialTokenId()
-    cls_token_id = _SpecialTokenId()
-    mask_token_id = _SpecialTokenId()
+    bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token = map(_special_token, NAMES)
+    bos_token_id, eos_token_id, unk_token_id, sep_token_id, pad_token_id, cls_token_id, mask_token_id = map(
+        _special_token_id, NAMES
+    )
 
     def __init__(self, backend: TokenizerBackend, config: dict[str, Any], settings: str) -> None:
         self.backend = backend
@@ -183,27 +164,15 @@ class Vocabulary:
                 self._extra += [token for token in contents if token not in self._extra]
         return count
 
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         """token → id, or a list of them; an unknown one gives `unk_token_id`."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self.backend.token_to_id(tokens)
         return self.unk_token_id if found is None else found
 
-    @overload
-    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str | None: ...
-    @overload
-    def convert_ids_to_tokens(
-        self, ids: Sequence[int] | NDArray[np.integer[Any]], skip_special_tokens: bool = ...
-    ) -> list[str | None]: ...
-    def convert_ids_to_tokens(
-        self, ids: int | Sequence[int] | NDArray[np.integer[Any]], skip_special_tokens: bool = False
-    ) -> str | list[str | None] | None:
-        """id → token as the vocabulary spells it, or a list of them; an unknown id gives None."""
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """id → token as the vocabulary spells it, or a list of them for ids (T,); an unknown id gives None."""
         if isinstance(ids, int | np.integer):
             return self.backend.id_to_token(int(ids)) if ids >= 0 else None
         skipped = set(self.all_special_ids) if skip_special_tokens else set()

@@ -11,6 +11,7 @@ import tokenizers
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
+from refdiff.generation.stream import PieceDecoder
 from refdiff.generation.tokenizer import AddedToken, TokenizerBackend
 from refdiff.generation.tokenizer.backend import Truncation
 from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
@@ -97,7 +98,7 @@ def test_it_decodes_as_the_library_does(kind: str) -> None:
         for skip in (True, False):
             assert mine.decode(row, skip_special_tokens=skip) == theirs.decode(row, skip_special_tokens=skip)
             known = [i for i in row if i < size]
-            streams = [backend.decode_stream(skip_special_tokens=skip) for backend in (mine, theirs)]
+            streams = [PieceDecoder(backend, skip_special_tokens=skip) for backend in (mine, theirs)]
             assert [streams[0](i) for i in known] == [streams[1](i) for i in known]
     tokens = ["Ġking", "no such letter: 猫", "<s>"]
     assert mine.decode_tokens(tokens) == theirs.decode_tokens(tokens)

@@ -276,7 +276,6 @@ def test_a_panic_of_a_decoder_is_a_checkpoint_error_everywhere(tmp_path: Path) -
         lambda: tokenizer.decode([0]),
         lambda: tokenizer.batch_decode([[0, 1]]),
         lambda: tokenizer.convert_tokens_to_string(["a"]),
-        lambda: tokenizer.backend.decode_stream()(0),
         lambda: TokenBytes(tokenizer),
         lambda: PieceDecoder(tokenizer)(0),
     ):
