@@ -132,12 +132,8 @@ class BatchTextStreamer:
     def _pass_on(self, index: int, text: str) -> None:
         if text:
             self.texts[index] += text
-            self.on_text(index, text)
-
-    def on_text(self, index: int, text: str) -> None:
-        """Receive each new piece of text of the sequence at `index`; pass it to `write`."""
-        if self._write is not None:
-            self._write(index, text)
+            if self._write is not None:
+                self._write(index, text)
 
     def end(self) -> None:
         """Pass on the rest; `texts` stays until the next call of `generate`."""
@@ -149,7 +145,7 @@ class BatchTextStreamer:
 class TextStreamer(BatchTextStreamer):
     """Prints the text of one prompt while it is generated; `text` is the text so far.
 
-    write: called with every piece of text in place of printing.
+    write: called with every piece of text in place of printing. A subclass may have its own `on_finalized_text`.
 
     Raises:
         ValueError: more than one sequence.
@@ -161,8 +157,9 @@ class TextStreamer(BatchTextStreamer):
         skip_prompt: bool = False,
         skip_special_tokens: bool = False,
         write: Callable[[str], object] | None = None,
+        clean_up_tokenization_spaces: Any = None,
     ) -> None:
-        super().__init__(tokenizer, None, skip_prompt, skip_special_tokens)
+        super().__init__(tokenizer, lambda i, text: self.on_finalized_text(text), skip_prompt, skip_special_tokens)
         self._write_text = write
 
     @property
@@ -176,18 +173,17 @@ class TextStreamer(BatchTextStreamer):
             raise ValueError(f"TextStreamer: got {count} sequences, expected one prompt; use BatchTextStreamer")
         super().put(value)
 
-    def on_text(self, index: int, text: str) -> None:
-        """Receive each new piece of text; print it, or pass it to `write`."""
-        if self._write_text is not None:
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Receive each new piece of text, and an empty one at the end; print it, or pass it to `write`."""
+        if self._write_text is None:
+            print(text, end="\n" if stream_end else "", flush=True, file=sys.stdout)
+        elif text:
             self._write_text(text)
-        else:
-            print(text, end="", flush=True, file=sys.stdout)
 
     def end(self) -> None:
         """Pass on the rest, and print the final newline."""
         super().end()
-        if self._write_text is None:
-            print(flush=True, file=sys.stdout)
+        self.on_finalized_text("", stream_end=True)
 
 
 class TextIteratorStreamer(TextStreamer):
@@ -205,6 +201,7 @@ class TextIteratorStreamer(TextStreamer):
         skip_prompt: bool = False,
         timeout: float | None = None,
         skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: Any = None,
     ) -> None:
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._timeout = timeout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -147,6 +147,18 @@ def test_transformers_own_protocol() -> None:
 
     generate(MODEL, [[5, 6, 7]], streamer=Theirs(), max_new_tokens=3, eos_token_id=None)
     assert seen == [(1, 3), (1,), (1,), (1,), "end"]
+
+
+def test_a_subclass_may_receive_the_text_as_in_transformers() -> None:
+    class Shouting(TextStreamer):
+        said: ClassVar[list[tuple[str, bool]]] = []
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.said.append((text.upper(), stream_end))
+
+    streamer = Shouting(letters(), skip_prompt=True, clean_up_tokenization_spaces=False)
+    ids = generate(MODEL, [[5, 6, 7]], streamer=streamer, max_new_tokens=4, eos_token_id=None)
+    assert streamer.said == [*((letter.upper(), False) for letter in text_of(ids[0, 3:])), ("", True)]
 
 
 def test_a_batch_is_refused_by_the_streamer_of_one() -> None:

@@ -60,7 +60,7 @@ class Encoded(dict[str, Any]):
         Raises:
             ValueError: another device.
         """
-        if str(device) != "cpu":
+        if device is not None and str(device) != "cpu":  # None is the device of a model on NumPy
             raise ValueError(f'device: got {str(device)!r}, expected "cpu"; move its arrays with their own library')
         return self
 

@@ -264,3 +264,10 @@ def test_added_tokens_count_in_len_only() -> None:
     assert (tokenizer.vocab_size, len(tokenizer)) == (8, 9)
     assert tokenizer("a <new>")["input_ids"] == [0, 4, 8]
     assert tokenizer.decode([4, 8], skip_special_tokens=True) == "a"
+
+
+def test_a_result_is_on_the_device_of_a_model_on_numpy() -> None:
+    encoded, model = words()("a b"), refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+    assert encoded.to(model.device) is encoded.to("cpu") is encoded
+    with pytest.raises(ValueError, match="device: got 'cuda', expected \"cpu\""):
+        encoded.to("cuda")
