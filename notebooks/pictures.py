@@ -30,9 +30,9 @@ from aims import AIMS, STORED_AIMS, TRAINING_AIM, met, short_of, short_of_stored
 from compare import differences  # noqa: E402
 from drawn import drawn  # noqa: E402
 from sketches import article_draw, in_ink  # noqa: E402
+from speed_plot import draw  # noqa: E402
 
 from refdiff import layers, oracle, viz  # noqa: E402
-from refdiff.bench.plot import draw  # noqa: E402
 from refdiff.bench.rows import ALL, TRAIN, BenchRow, parse_rows  # noqa: E402
 from refdiff.cli.bench_table import markdown_lines  # noqa: E402
 from refdiff.oracle import deviations  # noqa: E402

@@ -28,7 +28,7 @@ def pictures() -> Iterator[ModuleType]:
         yield importlib.import_module("pictures")
     finally:
         sys.path.remove(str(ROOT / "notebooks"))
-        for name in ("pictures", "aims", "compare", "drawn", "sketches"):
+        for name in ("pictures", "aims", "compare", "drawn", "sketches", "speed_plot"):
             sys.modules.pop(name, None)
 
 
@@ -146,3 +146,30 @@ def test_a_fresh_run_draws_and_counts_what_is_stored(pictures: ModuleType, capsy
 
 def test_the_guide_to_kernels_has_the_rules_of_the_selftest(pictures: ModuleType) -> None:
     assert pictures.stored_table("rules") == pictures.rules()
+
+
+def _measured_row(spelled: str, **sides: list[float]) -> dict[str, Any]:
+    key = "bytes" if spelled.startswith("memory") else "seconds"
+    return {"row": spelled, "sides": {name: {key: values} for name, values in sides.items()}, "error": None}
+
+
+def test_panels_of_speed_by_hand(pictures: ModuleType) -> None:
+    rows = [
+        _measured_row("prefill:512", refdiff=[2.0, 1.0, 3.0], transformers=[4.0]),
+        _measured_row("prefill:128", refdiff=[0.5], transformers=[1.5]),
+        _measured_row("decode:128", refdiff=[4.0]),
+        _measured_row("decode:128x8", refdiff=[8.0]),
+        _measured_row("memory:128", refdiff=[3e9]),
+        _measured_row("memory:2048", refdiff=[5e9]),
+        _measured_row("train:3m", refdiff=[1.0]),
+        {**_measured_row("prefill:2048", refdiff=[]), "error": "no room"},
+    ]
+    report = {"rows": rows, "settings": {"decoded_tokens": 4}}
+    found = {title: rest for title, *rest in sys.modules["speed_plot"].panels(report)}
+    one, two = [(128, 0.5, 0.5, 0.5), (512, 2.0, 1.0, 3.0)], [(128, 1.5, 1.5, 1.5), (512, 4.0, 4.0, 4.0)]
+    steps = [(1, 1000.0, 1000.0, 1000.0), (8, 2000.0, 2000.0, 2000.0)]
+    assert found == {
+        "reading a prompt": ["tokens of the prompt", "seconds", {"refdiff": one, "transformers": two}],
+        "memory": ["tokens read", "peak, GB", {"refdiff": [(128, 3.0, 3.0, 3.0), (2048, 5.0, 5.0, 5.0)]}],
+        "one more token of each sequence": ["sequences of 128 tokens", "milliseconds", {"refdiff": steps}],
+    }

@@ -5,5 +5,5 @@
 - `runner.py` starts a process for each side (`processes.py`) and lets them take turns. Only the ratio of two
   consecutive measurements counts, because a change of the machine's load affects both. It measures the limits of the
   machine before and after each pair.
-- `report.py` evaluates the answers, and `plot.py` draws them.
+- `report.py` evaluates the answers.
 """

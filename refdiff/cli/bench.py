@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import MODEL, Number, UsageError, add_backend, add_common, add_dtype, add_threads
 from refdiff.cli.loading import fetch
-from refdiff.cli.output_files import DRAWN, check_file, check_place, write_picture
+from refdiff.cli.output_files import check_place
 from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import note, progress_bar
 
@@ -51,7 +50,6 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write everything as JSON")
     output.add_argument("--markdown", action="store_true", help="print the table in Markdown")
-    output.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf")
     add_common(output)
     parser.notes = [
         "A ratio is the median over the repetitions. A ratio above 1 means that refdiff is faster; in rows of memory, "
@@ -139,16 +137,11 @@ def _rows(args: argparse.Namespace) -> list[BenchRow]:
 
 def _check_together(args: argparse.Namespace, rows: list[BenchRow]) -> None:
     """Raise `UsageError` for options that contradict each other or the rows, and for files that cannot be written."""
-    from refdiff.bench.plot import NOTHING, can_draw
     from refdiff.bench.rows import ORACLE_KINDS
     from refdiff.bench.sides import SIXTEEN_BITS
 
     if args.json is not None:
         check_place("--json", Path(args.json))
-    if args.plot is not None:
-        check_file("--plot", Path(args.plot), DRAWN)
-        if not can_draw(rows):
-            raise UsageError(f"--plot: {NOTHING}")
     on_device, kinds, against = args.backend == "cupy", dict.fromkeys(row.name for row in rows), args.against or ()
     if args.dtype in SIXTEEN_BITS and not on_device:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 with --backend numpy")
@@ -167,16 +160,12 @@ def _check_together(args: argparse.Namespace, rows: list[BenchRow]) -> None:
 
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Print the table and write the files. If one fails, the others are still written: measuring took hours."""
-    from refdiff.bench.plot import draw
+    """Print the table, then write the file, so that an error of the disk hides no results."""
     from refdiff.cli.bench_table import markdown_lines, text_lines
     from refdiff.files import write_atomically
 
-    with ExitStack() as last_first:
-        if args.plot is not None:
-            last_first.callback(lambda: write_picture(draw(report), Path(args.plot)))
-        if args.json is not None:
-            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-            last_first.callback(write_atomically, args.json, text.encode())
-        lines = markdown_lines(report) if args.markdown else text_lines(report)
-        sys.stdout.write("\n".join(lines) + "\n")
+    lines = markdown_lines(report) if args.markdown else text_lines(report)
+    sys.stdout.write("\n".join(lines) + "\n")
+    if args.json is not None:
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(args.json, text.encode())

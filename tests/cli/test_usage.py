@@ -33,7 +33,6 @@ USAGE = (
     ("bench --dtype float16", "--dtype: got float16, expected float32 or float64 with --backend numpy"),
     ("bench --backend cupy --rows product:8", "--rows product: is measured on a CPU"),
     ("bench --backend cupy --dtype float16 --train", "--dtype: got float16, expected float32 or float64 for training"),
-    ("bench --plot x.png --rows decode:128,load", "--plot: nothing to plot: measure prefill,"),
     ("bench --json .", "--json .: got a folder, expected a file; name a file in it"),
     ("check", "FILE or --selftest: got neither"),
     ("check --spec llama mine.safetensors", "--spec: got 'llama', expected hf_diffllama, ms_v1"),

@@ -1,4 +1,4 @@
-"""The benchmark's other sides, as they are installed: the same work, the same results; and its picture."""
+"""The benchmark's other sides, as they are installed: the same work, the same results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from refdiff.bench import rows as m
 from refdiff.bench import runner, sides
 from refdiff.bench.inputs import repeated_pattern
-from refdiff.bench.plot import draw
 from refdiff.bench.report import difference, failed
 from refdiff.bench.report import report as make_report
 from refdiff.bench.rows import BenchRow, parse_rows
@@ -41,15 +40,10 @@ def in_this_process(name: str, row: BenchRow, settings: BenchSettings) -> Iterat
     yield partial(next, answers)
 
 
-def test_every_benchmark_row_runs_against_every_library(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_benchmark_row_runs_against_every_library(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "child", in_this_process)
     monkeypatch.setattr(m, "WORKING_SET", 2**23)
-    report = _measure(ROWS, tiny)
-    for name in ("picture.png", "picture.svg"):
-        draw(report).savefig(tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 5000
+    _measure(ROWS, tiny)
 
 
 @pytest.mark.parametrize("spelled", ["prefill:7", pytest.param(MORE, marks=pytest.mark.nightly)])

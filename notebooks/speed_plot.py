@@ -1,20 +1,16 @@
-"""Plot time and memory against the number of tokens and of sequences."""
+"""Plot time and memory of a report of `refdiff bench --json` against the number of tokens and of sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from refdiff.bench.report import spread
-from refdiff.bench.rows import BenchRow, parse_rows
+from refdiff.bench.rows import parse_rows
+from refdiff.viz.appearance import MARKERS, SERIES, STYLES, legend, new_figure, style_axes
 
 SIDES = ("refdiff", "transformers", "stored")
 """The sides that are drawn. The order gives their colours."""
-
-NOTHING = (
-    "nothing to plot: measure prefill, decode or memory at two lengths, as in prefill:128,prefill:512, or at one "
-    "length with two numbers of sequences, as in decode:128,decode:128x8"
-)
 
 PANELS = (
     ("prefill", "size", "reading a prompt", "tokens of the prompt", "seconds"),
@@ -46,23 +42,9 @@ def panels(report: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Cu
             yield title, x.format(size=size), y, {name: sorted(points) for name, points in sides_points.items()}
 
 
-def can_draw(rows: Iterable[BenchRow]) -> bool:
-    """Whether a report of these rows has a panel, if no row fails."""
-    measured = [{"row": row.spelled, "sides": {"refdiff": {"seconds": [1.0]}}, "error": None} for row in rows]
-    return any(panels({"rows": measured, "settings": {"decoded_tokens": 1}}))
-
-
 def draw(report: dict[str, Any]) -> Any:
-    """Return a figure with the panels of a report.
-
-    Raises:
-        ValueError: no panel has two points.
-        ImportError: matplotlib is not installed.
-    """
-    if not (drawn := list(panels(report))):
-        raise ValueError(NOTHING)
-    from refdiff.viz.appearance import MARKERS, SERIES, STYLES, legend, new_figure, style_axes
-
+    """Return a figure with the panels of a report."""
+    drawn = list(panels(report))
     columns = min(len(drawn), 3 if len(drawn) <= 3 else 2)
     rows = -(-len(drawn) // columns)
     figure = new_figure(4.2 * columns, 3.0 * rows)
