@@ -169,7 +169,7 @@ class RowBudget:
     doubtful: (…), rows in which correct kernels overflow; they are not judged.
     relative_to: whether a row is uncertain relative to its own size ("row") or at least the tensor's ("tensor").
     sampled: the queries, on the last axis of `rows`, that were run in all orders; None for all. The others have an
-        estimate of E_r (`row_sample`), and the bulk is that of the sampled ones.
+        estimate of E_r (`row_estimate`), and the bulk is that of the sampled ones.
     limits: the largest value of each statistic.
     """
 
