@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import runpy
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +141,3 @@ def test_numbers_in_the_text_stand_in_the_notebooks() -> None:
         assert any(re.search(rf"(?<![\d.]){re.escape(quoted)}(?![\d])", " ".join(text.split())) for text in said), (
             quoted
         )
-
-
-def test_a_port_in_use_gives_way_to_the_next_free_one() -> None:
-    listen = runpy.run_path(str(SOURCE.parent / "article.py"))["listen"]
-    with listen(0, BaseHTTPRequestHandler) as one, listen(one.server_port, BaseHTTPRequestHandler) as other:
-        assert one.server_port < other.server_port < one.server_port + 20

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from refdiff import messages
@@ -94,14 +92,3 @@ def test_a_long_list_of_problems_ends_between_two_problems(count: int, length: i
     assert whole
     rest = [f"  and {count - len(whole)} more"] if len(whole) < count else []
     assert lines[len(whole) :] == rest
-
-
-def test_why_a_text_is_not_json() -> None:
-    for text, why in (
-        ("[" * 100_000, "nested too"),
-        ("9" * 5000, "an integer of more than 4,300 digits"),
-        ("", "Expe"),
-    ):
-        with pytest.raises((ValueError, RecursionError)) as caught:
-            json.loads(text)
-        assert messages.json_problem(caught.value).startswith(why)

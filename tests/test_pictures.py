@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -58,39 +57,6 @@ def test_readme_chapter_and_article_show_the_numbers_of_one_needle(pictures: Mod
     assert f"A₁ − 0.75 A₂: the needle's weight is {after}, {larger}% of" in chapter
 
 
-def _figure(height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    axes = Figure(figsize=(2, 1)).add_subplot()
-    axes.bar([0, 1], [0.5, height])
-    axes.set_title("made", color="#777777")
-    return axes.figure
-
-
-def test_a_picture_of_other_data_or_no_picture_is_named(
-    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "new")
-    assert pictures.wrong_with("made", []) == ["made-light.png is not there", "made-dark.png is not there"]
-    pictures.save("made", _figure(1.0))
-    assert pictures.wrong_with("made", pictures.drawn(_figure(1.0))) == []
-    assert len(pictures.wrong_with("made", pictures.drawn(_figure(1.1)))) == 2
-
-
-def test_a_table_of_other_numbers_is_named(
-    pictures: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    table = pictures.stored_table("budgets")
-    assert table.startswith("| a kernel that rounds to |")
-    monkeypatch.setitem(pictures.TABLES, "budgets", lambda: table)
-    assert pictures.main(["budgets", "--check"]) == 0
-    stored = table.split("| bfloat16 | ")[1].split()[0]
-    changed = table.replace(f"| bfloat16 | {stored}", "| bfloat16 | 1234")
-    monkeypatch.setitem(pictures.TABLES, "budgets", lambda: changed)
-    assert pictures.main(["budgets", "--check"]) == 1
-    assert f"numbers are 1234, stored {stored}" in capsys.readouterr().out
-
-
 def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
     assert pictures.stored_table("speeds") == pictures.TABLES["speeds"]()
     assert pictures.stored_table("speeds").count("Linux x86_64") == 1, "the machine is told once"
@@ -100,43 +66,6 @@ def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
         assert not any(
             row["error"] or any(side["difference"] for side in row["against"].values()) for row in report["rows"]
         )
-
-
-def test_missed_targets_list_the_lossless_and_the_earlier_speed(pictures: ModuleType) -> None:
-    table = pictures.stored_table("speeds").partition("| misses its target |")[2].partition("\n\n")[0].splitlines()[2:]
-    assert table
-    for line in table:
-        title, _, _, _, lossless, earlier = line.strip("| ").split(" | ")
-        assert lossless, title
-        assert earlier, title
-
-
-def _row(spelled: str, ratio: float, *, unit: str = "tok/s", beside: str = "transformers", share: float = 1.0) -> Any:
-    return {
-        "row": spelled, "title": spelled, "unit": unit, "error": None,
-        "sides": {beside: {"rate": {"median": ratio}}},
-        "against": {beside: {"ratio": {"median": ratio}, "difference": None}},
-        "ceiling": {"share": {"refdiff": {"median": share}, beside: {"median": 0.42}}},
-    }  # fmt: skip
-
-
-def test_missed_targets_are_reported(pictures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    aims = importlib.import_module("aims")
-    monkeypatch.setitem(aims.EARLIER, "a", [("abc", 1.9, 0.85), ("abd", 1.7, 0.8), ("abe", 1.8, 0.7)])
-    aim = aims.Aim(2.0, 0.9, lossless=1.25)
-    ratios, shares = "1.70× – 1.80× – 1.90× (3)", "70 % – 80 % – 85 % (3)"
-    other = _row("a", 3.0)
-    other["against"]["transformers"]["difference"] = "token 0"
-    for row, said in [
-        (_row("a", 2.0, share=0.9), []),
-        (_row("a", 1.6, share=0.88), [f"| a | 1.60×, 88 % | 2.00×, 90 % | 84 % | 2.00×, 110 % | {ratios}, {shares} |"]),
-        (_row("a", 2.4, unit="B"), [f"| a | 2.40× | 2.00× | 84 % | 3.00× | {ratios} |"]),
-        ({**_row("a", 2.1), "error": "no room"}, ["| a | not measured beside transformers | 2.00× |  |  |  |"]),
-        (other, ["| a | another result | the same |  |  |  |"]),
-    ]:
-        assert pictures.short_of(row, aim) == said
-    assert pictures.met(_row("a", 2.0, share=0.9), aim) == [f"| a | 2.00×, 90 % | 2.00×, 90 % | {ratios}, {shares} |"]
-    assert pictures.met(_row("a", 1.9), aim) == []
 
 
 @pytest.mark.slow

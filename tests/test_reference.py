@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -75,13 +74,6 @@ def test_every_equation_of_the_layers_is_set_with_nothing_left_over(scripts: dic
                 assert not re.search(r"[√Σ∂⊙₀-₉ᵀ²−]|[α-ω]", text), (line, text)
 
 
-@pytest.mark.parametrize("name", layers.__all__)
-def test_the_equation_of_a_layer_is_typeset(scripts: dict[str, ModuleType], name: str) -> None:
-    block = re.search(r"Equation:\n((?:    .*\n)+)", inspect.getdoc(getattr(layers, name)) or "")
-    assert block is not None
-    assert any(kind == "math" for kind, _ in scripts["equations"].typeset(" ".join(block[1].split())))
-
-
 def test_programs_in_docstrings_name_what_is_there(scripts: dict[str, ModuleType]) -> None:
     docstrings, check = scripts["docstrings"], scripts["code_blocks"].wrong_with
     assert docstrings.programs("What it does.\n\n    y = refdiff.f(x)\n\nMore.") == ["y = refdiff.f(x)\n\n"]
@@ -126,23 +118,6 @@ def test_public_names_have_an_example_and_examples_are_of_public_names(scripts: 
     for place in shown:
         home, _, name = place.rpartition(".")
         assert name in pages.names_of(home), place
-
-
-def test_an_example_of_several_names_stands_under_the_first(
-    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scripts["interface"], "outcome", lambda example: ("said", None))
-    page = scripts["interface"].interface_pages()["refdiff.layers"]
-    first, after = re.split(r"^\.\. autofunction:: softmax(?:_vjp)?$", page, flags=re.MULTILINE)[1:]
-    assert "layers.softmax(" in first
-    assert after.strip().splitlines()[0] == "Example: :py:obj:`softmax <refdiff.layers.softmax>`"
-    assert page.count("code-block:: python") == len({e.code for e in scripts["interface"].examples().values()
-                                                     if e.page == "refdiff.layers"})  # fmt: skip
-
-
-def test_the_page_of_layers_leads_to_the_map(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scripts["interface"], "outcome", lambda example: ("", None))
-    assert ":doc:`The map </equations>`" in scripts["interface"].interface_pages()["refdiff.layers"]
 
 
 @pytest.mark.slow
@@ -211,52 +186,3 @@ def test_every_notebook_guide_and_package_has_its_place(
         scripts["pages"].front_page("", ["guides/usage.md", "guides/new.md"])
     with pytest.raises(ValueError, match=r"refdiff\.new list public names and are on no page"):
         build.assemble(tmp_path)
-
-
-def test_the_menu_is_by_what_a_reader_wants(scripts: dict[str, ModuleType]) -> None:
-    names = [name for name in scripts["build"].written() if "/" in name]
-    parts = scripts["pages"].front_page("", names).split(":caption: ")[1:]
-    menu = {part.partition("\n")[0]: part.partition("\n\n")[2].partition("\n```")[0].splitlines() for part in parts}
-    assert list(menu) == ["Learn", "Use", "Check a kernel", "Contribute", "Look up", "Interface"]
-    assert menu["Learn"][-2:] == ["notebooks/05_training_and_results", "guides/glossary"]
-    assert menu["Use"][:3] == ["guides/usage", "guides/transformers", "guides/variants"]
-    pages = [page for part in menu.values() for page in part]
-    assert len(pages) == len(set(pages))
-
-
-@pytest.mark.parametrize(("points", "narrow", "keeps"), [(600, False, True), (380, False, False), (600, True, False)])
-def test_a_figure_follows_the_theme_and_the_width(
-    scripts: dict[str, ModuleType], tmp_path: Path, points: int, narrow: bool, keeps: bool
-) -> None:
-    build = scripts["build"]
-    svg = {"wide": f'<svg width="{points}.5pt"><path stroke="#333333"/></svg>'} | (
-        {"narrow": "<svg/>"} if narrow else {}
-    )
-    output = {"output_type": "display_data", "data": {"image/png": "made"}, "metadata": {"svg": svg}}
-    text = json.dumps({"cells": [{"cell_type": "code", "source": "x = 1", "metadata": {}, "outputs": [output]}]})
-    build.write_drawings(text, tmp_path, "01_made")
-    drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    assert len(drawn) == (4 if narrow else 2)
-    assert "#333333" in drawn["01_made-0-0-wide-light.svg"]
-    assert "#333333" not in drawn["01_made-0-0-wide-dark.svg"]
-    made = json.loads(build.prepare(text, "notebooks/01_made.ipynb", ROOT / "notebooks" / "01_made.ipynb", {}))
-    shown = made["cells"][0]["outputs"][0]["data"]
-    assert list(shown) == ["text/html"]
-    for theme in ("light", "dark"):
-        assert f'only-{theme}" src="../drawn/01_made-0-0-wide-{theme}.svg"' in shown["text/html"]
-        assert (f'srcset="../drawn/01_made-0-0-narrow-{theme}.svg"' in shown["text/html"]) == narrow
-    assert ("one-width" in shown["text/html"]) == keeps
-
-
-def test_links_of_a_notebook_lead_to_pages_of_the_site(scripts: dict[str, ModuleType]) -> None:
-    text = "[a](reference/guides/performance.md#targets), [b](04_writing.ipynb), [c](tiny.py), [d](data/tales.txt)"
-    cell = {"cell_type": "markdown", "source": [text + "\n", "```\n", "[a](tiny.py)\n", "```\n"]}
-    places = {ROOT / "notebooks" / "reference" / "guides" / "performance.md": "guides/performance.md"}
-    places |= {ROOT / "notebooks" / name: f"notebooks/{name}" for name in ("04_writing.ipynb", "tiny.py")}
-    path = ROOT / "notebooks" / "01_sixty_lines.ipynb"
-    made = scripts["build"].prepare(json.dumps({"cells": [cell]}), "notebooks/01_sixty_lines.ipynb", path, places)
-    links, *rest = json.loads(made)["cells"][0]["source"].splitlines()
-    assert links.startswith(
-        "[a](../guides/performance.md#targets), [b](../notebooks/04_writing.ipynb), [c](../notebooks/tiny.py), "
-    )
-    assert rest == ["```", "[a](tiny.py)", "```"]

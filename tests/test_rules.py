@@ -175,12 +175,6 @@ def _documented_words(tree: ast.Module) -> set[str]:
     return {word for text in texts for word in re.findall("[a-z]+", text.lower())}
 
 
-def test_words_of_every_spelling_are_found() -> None:
-    tree = ast.parse("class RecordedSteps: pass\ndef thread_pool(CUDAKernels, _fused2): 'Of a Workspace.'")
-    assert _words(tree) == {"recorded", "steps", "thread", "pool", "cuda", "kernels", "fused"}
-    assert _documented_words(tree) == {"of", "a", "workspace"}
-
-
 def test_only_backends_know_what_is_fast() -> None:
     """Above them nothing names kernels or threads, or imports from inside a backend; what is public is passed on."""
     found: list[tuple[str, object]] = []
@@ -258,23 +252,6 @@ def _is_number(node: ast.expr) -> bool:
     number = ast.BinOp | ast.UnaryOp | ast.Constant
     return all(isinstance(n, number) for n in parts) and all(
         type(n.value) in (int, float) for n in parts if isinstance(n, ast.Constant)
-    )
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "close(a, rel_tol=1e-3)",
-        "a < 0.5 * b",
-        "max(u, 2.0**-11)",
-        "def g(limit=1 / 8): pass",
-        "np.where(a > 3.5, 1, 0)",
-    ],
-)
-def test_limits_in_functions_are_found(code: str) -> None:
-    assert list(_numbers(ast.parse(f"def f():\n    {code}")))
-    assert not list(
-        _numbers(ast.parse("def f():\n    return 2.0 * d**-0.5 + np.where(x > 0.0, '0.5', THRESHOLDS.row)"))
     )
 
 
@@ -374,12 +351,6 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         return []
-
-
-def test_a_file_that_is_no_text_has_no_lines(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("ü\n1", encoding="utf-8")
-    (tmp_path / "data").write_bytes(b"SQLite format 3\0\xff\n")
-    assert [_lines(tmp_path / name) for name in ("text", "data")] == [["ü", "1"], []]
 
 
 def test_nothing_names_a_machine() -> None:
