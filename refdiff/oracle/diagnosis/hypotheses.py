@@ -18,8 +18,14 @@ from refdiff.oracle.mistakes.catalogue import Call, Kernel, in_attention
 from refdiff.oracle.mistakes.in_inputs import query_positions
 from refdiff.oracle.mistakes.in_tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
 from refdiff.oracle.mistakes.kernel import compute, is_same_output
-from refdiff.oracle.mistakes.listed import deviations, draw_probes, needs_two_maps, shrink_spec
-from refdiff.oracle.mistakes.rare import RARE_DEVIATIONS, SINGLE_AXES
+from refdiff.oracle.mistakes.listed import (
+    RARE_DEVIATIONS,
+    SINGLE_AXES,
+    deviations,
+    draw_probes,
+    needs_two_maps,
+    shrink_spec,
+)
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec

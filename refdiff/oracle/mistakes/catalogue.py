@@ -24,24 +24,21 @@ Layer = Callable[..., Any]
 HEAD_COUNT_AXES = ("pair", "gqa", "cache")
 """The axes of mistakes in how heads are paired or grouped: only a layer with the spec's whole variant can have them."""
 
-UNILM = "https://github.com/microsoft/unilm"
-HF = "https://github.com/huggingface/transformers/blob/main/src/transformers/models/diffllama/modeling_diffllama.py"
-HF_FIRST = "https://github.com/huggingface/transformers/pull/34083"
-V2 = "https://huggingface.co/blog/microsoft/diff-attn-v2"
-EDIFICE = "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
-MOTIF = "https://github.com/ppaleja/llama.cpp/blob/2d0dab543f92e5cc8a1a7ff53ad58021ef79249e/src/models/motif.cpp"
+_UNILM = "https://github.com/microsoft/unilm"
+_HF = "https://github.com/huggingface/transformers"
+_MOTIF = "https://github.com/ppaleja/llama.cpp/blob/2d0dab543f92e5cc8a1a7ff53ad58021ef79249e/src/models/motif.cpp"
+_V2 = "https://huggingface.co/blog/microsoft/diff-attn-v2"
 _VLLM = "https://github.com/vllm-project/vllm"
 _LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
-_FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
-
-
+_FLASH = f"{_UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
 LINKS: dict[str, str] = {
     "F1": _FLASH,  # heads are paired 2i, 2i + 1, or i, i + H/2
-    "F2": MOTIF,  # RoPE rotates neighbors, or halves
+    "F2": _MOTIF,  # RoPE rotates neighbors, or halves
     "F3": f"{_VLLM}/pull/27396",  # λ_init counts layers from 0, from 1, or from −1
-    "F4": f"{UNILM}/pull/1646",  # the norm after attention has a weight or not; its ε
+    "F4": f"{_UNILM}/pull/1646",  # the norm after attention has a weight or not; its ε
     "F5": _FLASH,  # keys are paired and then grouped, or repeated and then paired
-    "F6": HF,  # values are heads of 2d, or joined from heads j, j + K/2, or from 2j, 2j + 1
+    # values are heads of 2d, or joined from heads j, j + K/2, or from 2j, 2j + 1
+    "F6": f"{_HF}/blob/main/src/transformers/models/diffllama/modeling_diffllama.py",
     "F7": f"{_VLLM}/pull/44963",  # λ's exponentials are rounded before they are subtracted, or after
     "F9": f"{_VLLM}/pull/27396",  # several signal heads per noise head, in groups or all signals first
     "F10": f"{_LLAMA_CPP}/pull/26298",  # RoPE rotates the first dimensions of a head, or the last, or all
@@ -50,21 +47,20 @@ LINKS: dict[str, str] = {
     # queries and keys are normed, before RoPE or after it, or not
     "F12": "https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/diff_attention.py",
     "F13": f"{_LLAMA_CPP}/pull/26298",  # heads are multiplied by a gate or not; its activation
-    "B1": V2,  # v2 subtracts halves, across groups
-    "B3": f"{UNILM}/pull/1736",  # v2 with v1's λ or norm
+    "B1": _V2,  # v2 subtracts halves, across groups
+    "B3": f"{_UNILM}/pull/1736",  # v2 with v1's λ or norm
     "B4": "https://github.com/Jaykef/ai-algorithms/issues/1",  # λ without exponentials
-    "B6": HF_FIRST,  # RoPE's table made for heads of twice the size
-    "B7": HF_FIRST,  # one norm over all heads
-    "B8": MOTIF,  # the norm on queries and keys
+    "B6": f"{_HF}/pull/34083",  # RoPE's table made for heads of twice the size
+    "B7": f"{_HF}/pull/34083",  # one norm over all heads
+    "B8": _MOTIF,  # the norm on queries and keys
     # LayerNorm in place of RMSNorm
     "B9": "https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/blob/main/inference/optimized_diffattn.py",
-    "B10": MOTIF,  # λ_init the same in every layer; with 1 the output is zero
-    "B11": MOTIF,  # λ computed and not used
-    "B12": HF_FIRST,  # one path without the difference
-    "B13": f"{UNILM}/issues/1637",  # subtracted before the softmax
+    "B10": _MOTIF,  # λ_init the same in every layer; with 1 the output is zero
+    "B11": _MOTIF,  # λ computed and not used
+    "B13": f"{_UNILM}/issues/1637",  # subtracted before the softmax
     "B14": "https://github.com/aykutcayir34/DifferentialTransformer/issues/1",  # another scale of the scores
     "B17": "https://github.com/ohdearquant/lattice/pull/5",  # negative weights clipped, rows normalized to sum to one
-    "B18": f"{UNILM}/issues/1661",  # with a cache, the causal mask or the positions start at 0 again
+    "B18": f"{_UNILM}/issues/1661",  # with a cache, the causal mask or the positions start at 0 again
     "B19": f"{_VLLM}/issues/3385",  # a window off by one
     "B20": f"{_VLLM}/pull/20702",  # a cache that mixes the two branches of keys
     # a second map with zero weights taken as no second map
@@ -137,7 +133,7 @@ class Mistake:
         "" if it replaces none.
     axis: the choice that it gets wrong. Two mistakes of one axis are not combined.
     wrong: computes the wrong result from a call.
-    row, source: its row in `LINKS`, and a link of its own where it happened.
+    row: its row in `LINKS`.
     fields, arrays, problem: return the fields of the spec that change, the inputs as they are misread, or a new spec
         with its inputs; None if a kernel cannot have this mistake.
     aliases: the names of other mistakes that compute the same function.
@@ -149,7 +145,6 @@ class Mistake:
     axis: str
     wrong: Callable[[Call], Any] | None = None
     row: str = ""
-    source: str | None = None
     also: tuple[str, ...] = ()
     fields: Callable[[Spec], dict[str, Any] | None] | None = None
     arrays: Callable[[Spec, Inputs], Inputs | None] | None = None
@@ -158,8 +153,8 @@ class Mistake:
 
     @property
     def link(self) -> str:
-        """The link to where it happened: its own source, or that of its row."""
-        return self.source if self.source is not None else LINKS[self.row] if self.row else ""
+        """The link to where it happened."""
+        return LINKS[self.row] if self.row else ""
 
     def __str__(self) -> str:
         return self.name
@@ -202,14 +197,14 @@ class Mistake:
         return None if recast is None or changed == spec else replace(kernel, spec=changed, inputs=recast)
 
 
-def in_attention(name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Mistake:
+def in_attention(name: str, what: str, axis: str, wrong: Callable[[Call], Any], row: str = "") -> Mistake:
     """Return a mistake in `diff_attention`."""
-    return Mistake(name, what, "diff_attention", axis, wrong)
+    return Mistake(name, what, "diff_attention", axis, wrong, row)
 
 
-def misread(name: str, what: str, axis: str, row: str = "", source: str | None = None, **edit: Any) -> Mistake:
+def misread(name: str, what: str, axis: str, row: str = "", **edit: Any) -> Mistake:
     """Return a mistake that edits the spec or the inputs, not a layer, by `fields`, `arrays` or `problem`."""
-    return Mistake(name, what, "", axis, row=row, source=source, **edit)
+    return Mistake(name, what, "", axis, row=row, **edit)
 
 
 def _reinterpret(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:

@@ -23,10 +23,9 @@ SATURATED = 1e-9
 
 
 def _mistake(
-    name: str, what: str, wrong: Callable[[Call], Any], row: str = "", source: str | None = None, *,
-    layer: str = "diff_attention_vjp",
-) -> Mistake:  # fmt: skip
-    return Mistake(name, what, layer, "backward", wrong, row, source)
+    name: str, what: str, wrong: Callable[[Call], Any], row: str = "", *, layer: str = "diff_attention_vjp"
+) -> Mistake:
+    return Mistake(name, what, layer, "backward", wrong, row)
 
 
 def _lse_used_without_mask(call: Call) -> Any:
@@ -254,10 +253,10 @@ GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
              lambda call: call(causal=False), "B23"),
     _mistake("gradient_without_mask",
              "The gradient of attention without the padding mask or another given one; the causal mask is kept.",
-             lambda call: call(mask=None), "B23", ""),
+             lambda call: call(mask=None)),
     _mistake("lse_used_without_mask",
              "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, and not set to 0 for hidden keys.",
-             _lse_used_without_mask, "B23", ""),
+             _lse_used_without_mask),
     _mistake("lse_in_base_2", "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed with log-sum-exps that are saved in base 2: LSEᵢ log₂ e.",
              lambda call: _scale_rows(call, lambda *lse: tuple(np.exp(x - x / math.log(2)) for x in lse))),
     _mistake("lse_not_in_base_2",

@@ -1,5 +1,4 @@
-"""Deviations that misread the inputs: their memory layout, packed sequences, pages, masks and positions, and the order
-of heads in groups that share a noise head, as in Motif-3.
+"""Deviations that misread the inputs: their memory layout, packed sequences, pages, masks and positions.
 
 A deviation that ignores an input also applies where this input is not given: the kernel is correct there.
 """
@@ -7,8 +6,7 @@ A deviation that ignores an input also applies where this input is not given: th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,61 +14,65 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
-from refdiff.oracle.mistakes.catalogue import Call, Mistake, in_attention, misread
+from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, misread
+from refdiff.oracle.mistakes.in_spec import SPEC_DEVIATIONS
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import project
 
-
-def _exchange_axes(names: tuple[str, ...], spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Read the memory of (B, m, n, …) as (B, n, m, …), that of pages page by page."""
-    found = [name for name in names if name in inputs]
-    return {**inputs, **{name: _reinterpret(inputs[name]) for name in found}} if found else None
-
-
-def _reinterpret(x: Numpy) -> Numpy:
-    B, m, n, *rest = x.shape
-    return np.swapaxes(x.reshape(B, n, m, *rest), 1, 2)
+Arrays = Callable[[Spec, Inputs], Inputs | None]
+Problem = Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]
+TABLE_AXIS = "tables"
+"""The axis of deviations that misread the tables of packed and paged sequences."""
+ONE_MAP_AXIS = "one map"
+ONE_MAP_ALIGN_AXIS = "one map align"
+"""The axes of deviations of one of the two maps, the second of those in how its mask is aligned."""
 
 
-def ignore_inputs(names: tuple[str, ...], spec: Spec, inputs: Inputs) -> Inputs:
+def ignore(*names: str) -> Arrays:
     """Drop some inputs, where they are given."""
-    return {name: x for name, x in inputs.items() if name not in names}
+    return lambda _, inputs: {name: x for name, x in inputs.items() if name not in names}
 
 
-def replace_input(name: str, wrong: Callable[[Spec, Inputs], Any], spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Replace an input; None where it is not given."""
-    return {**inputs, name: wrong(spec, inputs)} if name in inputs else None
+def change(name: str, wrong: Callable[[Spec, Inputs], Any], condition: Callable[[Inputs], Any] = bool) -> Arrays:
+    """Replace an input; None where it is not given, or a condition on the inputs is not met."""
+    return lambda spec, x: {**x, name: wrong(spec, x)} if name in x and condition(x) else None
 
 
-def _sequences_not_separated(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "cu_seqlens_q" not in inputs or "k_pages" in inputs:
-        return None
-    return {name: x for name, x in inputs.items() if not name.startswith("cu_seqlens")}
+def _as_tokens_first(*names: str) -> Arrays:
+    """Read the memory of (B, m, n, …) as (B, n, m, …), that of pages page by page."""
+
+    def read(x: Numpy) -> Numpy:
+        B, m, n, *rest = x.shape
+        return np.swapaxes(x.reshape(B, n, m, *rest), 1, 2)
+
+    def arrays(_: Spec, inputs: Inputs) -> Inputs | None:
+        found = [name for name in names if name in inputs]
+        return {**inputs, **{name: read(inputs[name]) for name in found}} if found else None
+
+    return arrays
 
 
-def _positions_not_restarted(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "cu_seqlens_k" not in inputs or "q_positions" in inputs or spec.rope == "none":
-        return None
-    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    return {**inputs, "q_positions": np.arange(T)[None], "k_positions": np.arange(S)[None]}
+def _exchange(*pairs: tuple[str, str]) -> Arrays:
+    """Exchange the two inputs of each pair that is given, if their shapes are equal."""
+
+    def arrays(_: Spec, inputs: Inputs) -> Inputs | None:
+        given = [(a, b) for a, b in pairs if a in inputs]
+        if not given or any(inputs[a].shape != inputs[b].shape for a, b in given):
+            return None
+        return {**inputs, **{a: inputs[b] for a, b in given}, **{b: inputs[a] for a, b in given}}
+
+    return arrays
 
 
-def _keys_at_query_offsets(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Use the offsets of the queries for the keys, if there are as many keys as queries in all."""
-    if "cu_seqlens_k" not in inputs or inputs["q"].shape[2] != inputs["k"].shape[2]:
-        return None
-    return {**inputs, "cu_seqlens_k": inputs["cu_seqlens_q"]}
+def _transpose(name: str) -> Arrays:
+    """Transpose a weight if it is square."""
+    return change(name, lambda _, x: x[name].T, lambda x: x[name].shape[0] == x[name].shape[1])
 
 
-def _pages_in_memory_order(spec: Spec, inputs: Inputs) -> Any:
-    table, pages = inputs["block_table"], inputs["k_pages"].shape[0]
-    return np.arange(table.size).reshape(table.shape) % max(1, pages)
-
-
-def change_query_positions(change: Callable[[Numpy], Numpy], spec: Spec, inputs: Inputs) -> Inputs | None:
+def _query_positions(wrong: Callable[[Numpy], Numpy]) -> Arrays:
     """Change the positions of the queries, not those of the keys."""
-    return None if spec.rope == "none" else {**inputs, "q_positions": change(query_positions(spec, inputs))}
+    return lambda spec, x: None if spec.rope == "none" else {**x, "q_positions": wrong(query_positions(spec, x))}
 
 
 def query_positions(spec: Spec, inputs: Inputs) -> Numpy:
@@ -86,6 +88,32 @@ def query_positions(spec: Spec, inputs: Inputs) -> Numpy:
     return positions
 
 
+def _key_positions(factor: int) -> Arrays:
+    """Multiply the positions by which keys are rotated; not in a whole layer without them."""
+
+    def arrays(spec: Spec, inputs: Inputs) -> Inputs | None:
+        kind = kind_of(inputs)
+        if "k_positions" in inputs:
+            own = inputs["k_positions"]
+        elif kind == "packed":
+            counts = np.diff(inputs.get("cu_seqlens_k", inputs["cu_seqlens_q"]))
+            own = np.concatenate([np.arange(n) for n in counts])[None]
+        elif kind == "layer":
+            return None
+        else:
+            own = np.arange(np.max(inputs["lengths"], initial=0) if kind == "paged" else inputs["k"].shape[2])[None]
+        return None if spec.rope == "none" else {**inputs, "k_positions": factor * own}
+
+    return arrays
+
+
+def _positions_not_restarted(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "cu_seqlens_k" not in inputs or "q_positions" in inputs or spec.rope == "none":
+        return None
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    return {**inputs, "q_positions": np.arange(T)[None], "k_positions": np.arange(S)[None]}
+
+
 def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
     """Give the queries of every sequence the positions of the longest sequence, as code with one position per batch."""
     if "lengths" not in inputs or "q_positions" in inputs or spec.rope == "none":
@@ -95,150 +123,47 @@ def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q_positions": np.concatenate([np.arange(longest - n, longest) for n in counts])[None]}
 
 
-def round_lengths(rounded: Callable[[Any, int], Any], spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Round the lengths of the sequences to whole pages of p keys; queries keep their positions."""
-    if "block_table" not in inputs:
+def _lengths(wrong: Callable[[Any, int], Any]) -> Arrays:
+    """Change the lengths of paged sequences, given pages of p keys; queries keep their positions."""
+
+    def arrays(spec: Spec, inputs: Inputs) -> Inputs | None:
+        if "block_table" not in inputs:
+            return None
+        positions = {} if spec.rope == "none" else {"q_positions": query_positions(spec, inputs)}
+        return {**inputs, **positions, "lengths": wrong(inputs["lengths"], inputs["k_pages"].shape[2])}
+
+    return arrays
+
+
+def _lengths_one_too_small(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Count one key less, which the position of each query follows; else it is `own_key_masked`."""
+    if "lengths" not in inputs or (spec.rope == "none" and spec.window is None):
         return None
-    p = inputs["k_pages"].shape[2]
-    positions = {} if spec.rope == "none" else {"q_positions": query_positions(spec, inputs)}
-    return {**inputs, **positions, "lengths": rounded(inputs["lengths"], p)}
+    return {**inputs, "lengths": np.maximum(inputs["lengths"] - 1, 0)}
+
+
+def _pages_in_memory_order(spec: Spec, inputs: Inputs) -> Numpy:
+    table = inputs["block_table"]
+    order: Numpy = np.arange(table.size).reshape(table.shape) % max(1, inputs["k_pages"].shape[0])
+    return order
 
 
 def _repeat_page_before_last(spec: Spec, inputs: Inputs) -> Numpy:
-    """Read a last page that is not full from where the page before it lies."""
     table, lengths, p = inputs["block_table"].copy(), inputs["lengths"], inputs["k_pages"].shape[2]
     n = np.flatnonzero((lengths % p != 0) & (lengths > p))
     table[n, lengths[n] // p] = table[n, lengths[n] // p - 1]
     return table
 
 
-def _shift_triangle(by: int, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
-    """Attend to keys s ≤ t + S − T + by, also if there are more queries than keys, which the layers do not support."""
-    if spec.causal != "bottom_right" or kind_of(inputs) != "dense":
+def _newest_token_missing(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "block_table" not in inputs:
         return None
-    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    t, s = np.arange(T)[:, None], np.arange(S)[None]
-    see = attention_mask(spec.replace(causal="none"), inputs) & (s <= t + S - T + by)
-    return spec.replace(causal="none", window=None), {**inputs, "mask": see}
-
-
-def _exchange(pairs: Sequence[tuple[str, str]], spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Exchange the two inputs of each pair that is given, if their shapes are equal."""
-    given = [(a, b) for a, b in pairs if a in inputs]
-    if not given or any(inputs[a].shape != inputs[b].shape for a, b in given):
-        return None
-    return {**inputs, **{a: inputs[b] for a, b in given}, **{b: inputs[a] for a, b in given}}
-
-
-def _transpose(name: str, spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Transpose a weight if it is square."""
-    weight = inputs.get(name)
-    return None if weight is None or weight.shape[0] != weight.shape[1] else {**inputs, name: weight.T}
-
-
-INPUT_DEVIATIONS: tuple[Mistake, ...] = (
-    misread("queries_read_as_tokens_first", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
-              arrays=partial(_exchange_axes, ("q",))),
-    misread("keys_read_as_tokens_first", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
-              arrays=partial(_exchange_axes, ("k", "k_pages"))),
-    misread("values_read_as_tokens_first", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
-              arrays=partial(_exchange_axes, ("v", "v_pages"))),
-    misread("gate_read_as_tokens_first", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
-              arrays=partial(_exchange_axes, ("gate_logits",))),
-    misread("lambda_read_as_heads_first", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
-              arrays=partial(_exchange_axes, ("lambda_logits",))),
-    misread("keys_and_values_swapped", "k and v exchanged.", "layout",
-              arrays=partial(_exchange, [(f"k{x}", f"v{x}") for x in ("", "_pages", "_proj.weight", "_proj.bias")])),
-    misread("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout",
-              arrays=partial(_transpose, "q_proj.weight")),
-    misread("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout",
-              arrays=partial(_transpose, "o_proj.weight")),
-    misread("qk_norm_weights_swapped", "The weights of the norms of q and k exchanged.", "qk norm",
-              arrays=partial(_exchange, [QK_WEIGHTS])),
-    misread("qkv_read_as_tokens_first",
-              "q, k and v, with heads before tokens in memory, read with tokens before heads.", "layout",
-              arrays=partial(_exchange_axes, ("q", "k", "k_pages", "v", "v_pages"))),
-    misread("padding_visible", "Padding tokens visible as keys.", "mask",
-              arrays=partial(ignore_inputs, ("key_mask",))),
-    misread("mask_ignored", "The given mask ignored.", "mask", arrays=partial(ignore_inputs, ("mask",))),
-    misread("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.",
-              "rope offset", arrays=partial(change_query_positions, lambda p: p - 1)),
-    misread("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.",
-              "rope offset", arrays=partial(change_query_positions, lambda p: p + 1)),
-    misread("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
-              arrays=partial(replace_input, "sinks", lambda spec, x: x["sinks"] * (spec.scale or spec.head_dim**-0.5))),
-    misread("sinks_in_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
-              arrays=partial(replace_input, "sinks", lambda _, x: x["sinks"] * math.log(2))),
-    misread("sinks_set_to_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
-              arrays=partial(replace_input, "sinks", lambda _, x: 0 * x["sinks"])),
-    misread("sinks_by_key_head", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
-              arrays=partial(replace_input, "sinks", lambda spec, x: np.repeat(
-                  x["sinks"][: spec.key_heads], spec.query_heads // spec.key_heads))),
-    misread("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=partial(ignore_inputs, ("x_past",))),
-    misread("sequences_not_separated", "Packed sequences see each other.", "packed", arrays=_sequences_not_separated),
-    misread("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
-              arrays=_positions_not_restarted),
-    misread("keys_at_query_offsets", "Keys of each sequence read at the offsets of its queries, cu_seqlens_q.",
-              "packed", arrays=_keys_at_query_offsets),
-    misread("pages_in_memory_order", "Pages read in memory order, not in that of the block table.", "paged",
-              arrays=partial(replace_input, "block_table", _pages_in_memory_order)),
-    misread("positions_of_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
-              arrays=_positions_of_the_longest),
-    misread("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
-              arrays=partial(round_lengths, lambda n, p: n // p * p)),
-    misread("last_page_read_from_previous", "A last page that is not full read from where the page before it lies.",
-              "paged", arrays=partial(replace_input, "block_table", _repeat_page_before_last)),
-    misread("last_page_not_masked", "The last page of each sequence read to its end, beyond the length.", "paged",
-              arrays=partial(round_lengths, lambda n, p: -(-n // p) * p)),
-)  # fmt: skip
-
-TRIANGLE_DEVIATIONS: tuple[Mistake, ...] = (
-    misread("causal_mask_one_key_late", "One key too many: s ≤ t + S − T + 1.", "mask off by one",
-              problem=partial(_shift_triangle, 1)),
-    misread("causal_mask_one_key_early", "One key too few: s < t + S − T.", "mask off by one",
-              problem=partial(_shift_triangle, -1)),
-)  # fmt: skip
-"""The same as two mistakes of layers, but also for more queries than keys."""
-
-
-def _attend_every_head(call: Call) -> tuple[Numpy, int] | None:
-    """Return softmax(q Kᵀ) V of every query head, (B, H, T, e), in the order of q, and the signals per noise.
-
-    Signals share a noise head if their second queries are equal. None if no heads share one or the maps' keys differ.
-    """
-    h = call.q1.shape[1]
-    shared = np.all(call.q2 == call.q2[:, :1], axis=(0, 2, 3))
-    r = h if shared.all() else int(np.argmin(shared))
-    one_mask = all(x is None or x.ndim < 3 or x.shape[-3] == 1 for x in (call.mask, call.bias))
-    if r == 1 or h % r or not one_mask or call.k1.shape[1] != h or not np.array_equal(call.k1, call.k2):
-        return None
-
-    def grouped(signals: Numpy, noises: Numpy) -> Numpy:
-        B, _, *rest = signals.shape
-        both = [signals.reshape(B, h // r, r, *rest), noises[:, ::r, None]]
-        return np.concatenate(both, axis=2).reshape(B, h // r * (r + 1), *rest)
-
-    q, k, v = grouped(call.q1, call.q2), grouped(call.k1, call.k2), grouped(call.v, call.v)
-    return call(q1=q, k1=k, q2=q, k2=k, v=v, lambda_=np.zeros(())), r
-
-
-def _signals_first(call: Call) -> Any:
-    found = _attend_every_head(call)
-    if found is None:
-        return call()
-    (heads, r), h = found, call.q1.shape[1]
-    return heads[:, :h] - call.lambda_ * np.repeat(heads[:, h:], r, axis=1)
-
-
-def _exchange_heads_and_tokens(call: Call) -> Any:
-    found = _attend_every_head(call)
-    if found is None or found[0].shape[1] != call.q1.shape[2]:
-        return call()
-    heads, r = np.swapaxes(found[0], 1, 2), found[1]
-    B, H, T, e = heads.shape
-    groups = heads.reshape(B, H // (r + 1), r + 1, T, e)
-    signals, noises = groups[:, :, :r].reshape(B, -1, T, e), groups[:, :, r]
-    return signals - call.lambda_ * np.repeat(noises, r, axis=1)
+    made, last, p = dict(inputs), inputs["lengths"] - 1, inputs["k_pages"].shape[2]
+    n = np.flatnonzero(last >= 0)
+    for name in ("k_pages", "v_pages"):
+        made[name] = inputs[name].copy()
+        made[name][inputs["block_table"][n, last[n] // p], :, last[n] % p] = 0
+    return made
 
 
 def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -249,12 +174,158 @@ def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q": np.roll(groups, -1, axis=2).reshape(B, H, *rest)}
 
 
-GROUP_DEVIATIONS: tuple[Mistake, ...] = (
-    in_attention("all_signals_first", "The first h heads of the attention taken as signals and the rest as "
-                           "noises, where each group has its noise behind its signals.", "ratio", _signals_first),
-    in_attention("heads_and_tokens_swapped", "(B, T, H, e) of the attention read as (B, H, T, e) where T "
-                           "is H, as by code that tells the axes apart by their sizes.", "output layout",
-                           _exchange_heads_and_tokens),
-    misread("noise_head_first", "The first head of each group taken as its noise, where it is the last.",
-              "ratio", arrays=_noise_first),
+def _first_key_lost(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
+    S = inputs["k"].shape[2] if kind_of(inputs) == "dense" and spec.causal != "none" else 0
+    return (spec.replace(window=S - 1), inputs) if S > 1 and (spec.window is None or spec.window >= S) else None
+
+
+def _scale_of(spec: Spec) -> float:
+    return spec.scale or spec.head_dim**-0.5
+
+
+INPUT_DEVIATIONS: tuple[Mistake, ...] = (
+    *(misread(f"{name}_read_as_tokens_first", f"{what}, with heads before tokens in memory, read with tokens first.",
+              "layout", arrays=_as_tokens_first(*names))
+      for name, what, names in (
+          ("queries", "q", ("q",)), ("keys", "k", ("k", "k_pages")), ("values", "v", ("v", "v_pages")),
+          ("gate", "The gate's logits", ("gate_logits",)),
+          ("qkv", "q, k and v", ("q", "k", "k_pages", "v", "v_pages")))),
+    misread("lambda_read_as_heads_first", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
+            arrays=_as_tokens_first("lambda_logits")),
+    misread("keys_and_values_swapped", "k and v exchanged.", "layout",
+            arrays=_exchange(*((f"k{x}", f"v{x}") for x in ("", "_pages", "_proj.weight", "_proj.bias")))),
+    misread("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout", arrays=_transpose("q_proj.weight")),
+    misread("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout", arrays=_transpose("o_proj.weight")),
+    misread("noise_head_first", "The first head of each group taken as its noise, where it is the last.", "ratio",
+            arrays=_noise_first),
+    misread("qk_norm_weights_swapped", "The weights of the norms of q and k exchanged.", "qk norm",
+            arrays=_exchange(QK_WEIGHTS)),
+    misread("no_padding_mask", "Padding tokens visible as keys.", "mask", arrays=ignore("key_mask")),
+    misread("mask_ignored", "The given mask ignored.", "mask", arrays=ignore("mask")),
+    misread("first_key_lost", "A window one key too short for the text: the last query does not see the first key.",
+            "window", "B19", problem=_first_key_lost),
+    misread("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.", "rope offset",
+            arrays=_query_positions(lambda p: p - 1)),
+    misread("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.", "rope offset",
+            arrays=_query_positions(lambda p: p + 1)),
+    misread("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
+            arrays=change("sinks", lambda spec, x: x["sinks"] * _scale_of(spec))),
+    misread("sinks_in_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
+            arrays=change("sinks", lambda _, x: x["sinks"] * math.log(2))),
+    misread("sinks_set_to_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
+            arrays=change("sinks", lambda _, x: 0 * x["sinks"])),
+    misread("sinks_by_key_head", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
+            arrays=change("sinks", lambda spec, x: np.repeat(
+                x["sinks"][: spec.key_heads], spec.query_heads // spec.key_heads))),
+    misread("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=ignore("x_past")),
+    misread("sequences_not_separated", "Packed sequences see each other.", "packed",
+            arrays=lambda _, x: None if "cu_seqlens_q" not in x or "k_pages" in x else {
+                name: y for name, y in x.items() if not name.startswith("cu_seqlens")}),
+    misread("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
+            arrays=_positions_not_restarted),
+    misread("cu_seqlens_q_for_keys", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", "packed",
+            arrays=change("cu_seqlens_k", lambda _, x: x["cu_seqlens_q"],
+                          lambda x: x["cu_seqlens_q"][-1] <= x["k"].shape[2])),
+    misread("pages_in_memory_order", "Pages read in memory order, not in that of the block table.", "paged",
+            arrays=change("block_table", _pages_in_memory_order)),
+    misread("positions_of_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
+            arrays=_positions_of_the_longest),
+    misread("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
+            arrays=_lengths(lambda n, p: n // p * p)),
+    misread("last_page_read_from_previous", "A last page that is not full read from where the page before it lies.",
+            "paged", arrays=change("block_table", _repeat_page_before_last)),
+    misread("last_page_not_masked", "The last page of each sequence read to its end, beyond the length.", "paged",
+            arrays=_lengths(lambda n, p: -(-n // p) * p)),
+)  # fmt: skip
+
+
+def _shift_triangle(by: int) -> Problem:
+    """Attend to keys s ≤ t + S − T + by."""
+
+    def problem(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
+        if spec.causal != "bottom_right" or kind_of(inputs) != "dense":
+            return None
+        T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+        see = attention_mask(spec.replace(causal="none"), inputs) & np.tri(T, S, S - T + by, dtype=bool)
+        return spec.replace(causal="none", window=None), {**inputs, "mask": see}
+
+    return problem
+
+
+def _mask_of_one_map(deviation: Mistake, number: int) -> Problem:
+    """Give one of the two maps the mask of a problem with a deviation."""
+
+    def problem(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
+        wrong = deviation.apply(Kernel(spec, inputs)) if kind_of(inputs) == "dense" else None
+        if wrong is None:
+            return None
+        masks = [attention_mask(spec, inputs)] * 2
+        masks[number] = attention_mask(wrong.spec, wrong.inputs)
+        shape = np.broadcast_shapes(masks[0].shape, masks[1].shape, (1, spec.heads, 1, 1))
+        first, second = (np.broadcast_to(x, shape) for x in masks)
+        if np.array_equal(first, second):
+            return spec, inputs
+        made = {name: x for name, x in inputs.items() if name != "key_mask"}
+        return spec.replace(causal="none", window=None), {**made, "mask": np.concatenate([first, second], axis=1)}
+
+    return problem
+
+
+MASKS: tuple[Mistake, ...] = (
+    *(d for d in (*SPEC_DEVIATIONS, *INPUT_DEVIATIONS)
+      if d.axis in ("mask", "mask align", "window") and not d.name.startswith(("masked_rows", "finite_mask"))),
+    misread("one_future_key_visible", "One key too many: s ≤ t + S − T + 1.", "mask", problem=_shift_triangle(1)),
+    misread("own_key_masked", "One key too few: s < t + S − T.", "mask", problem=_shift_triangle(-1)),
+)  # fmt: skip
+"""The deviations that change which keys a query sees."""
+
+
+def _sinks_of_one_map(number: int) -> Arrays:
+    def sinks(spec: Spec, inputs: Inputs) -> Numpy:
+        heads = head_indices(spec)
+        own = np.isin(np.arange(spec.query_heads), (heads.q1, heads.q2)[number])
+        return np.where(own, inputs["sinks"], -np.inf)
+
+    return change("sinks", sinks)
+
+
+RARE_INPUT_DEVIATIONS: tuple[Mistake, ...] = (
+    *(misread(f"{d.name}_in_{which}_map", f"{d.what.rstrip('.')}, in the {which} map alone.",
+              ONE_MAP_ALIGN_AXIS if d.axis == "mask align" else ONE_MAP_AXIS, d.row, problem=_mask_of_one_map(d, n))
+      for d in MASKS for n, which in enumerate(("first", "second"))),
+    *(misread(f"sinks_in_{which}_map", f"The sink in the denominator of the {which} map alone.", ONE_MAP_AXIS,
+              arrays=_sinks_of_one_map(n)) for n, which in enumerate(("first", "second"))),
+    *(misread(f"sinks_counted_{n}_times", f"The sink counted in each of {n} splits whose sums are merged.", "sinks",
+              arrays=change("sinks", lambda _, x, n=n: x["sinks"] + math.log(n))) for n in (2, 4, 8)),  # type: ignore[misc]
+    misread("bias_ignored", "The given bias ignored.", "bias", arrays=ignore("bias")),
+    misread("bias_in_base_2", "The bias not multiplied by log₂ e, as the scores are for 2^z.", "bias",
+            arrays=change("bias", lambda _, x: x["bias"] * math.log(2))),
+    misread("bias_scaled", "The bias added before the scores are scaled: multiplied by 1/√d too.", "bias",
+            arrays=change("bias", lambda spec, x: x["bias"] * _scale_of(spec))),
+    misread("positions_ignored", "The given positions ignored.", "positions",
+            arrays=ignore("q_positions", "k_positions")),
+    misread("query_angle_negated", "RoPE rotates queries by the opposite angle, and keys by theirs.", "direction",
+            arrays=_query_positions(np.negative)),
+    misread("key_angle_negated", "RoPE rotates keys by the opposite angle, and queries by theirs.", "direction",
+            arrays=_key_positions(-1)),
+    misread("keys_rotated_twice", "RoPE rotates keys again that are rotated already, as in a cache.", "direction",
+            arrays=_key_positions(2)),
+    misread("padding_of_sequence_0", "The padding mask of sequence 0 for every sequence.", "padding",
+            arrays=lambda _, x: x if "key_mask" not in x else {
+                **x, "key_mask": np.broadcast_to(x["key_mask"][:1], x["key_mask"].shape)}),
+    misread("block_table_of_sequence_0", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
+            arrays=change("block_table", lambda _, x: 0 * x["block_table"] + x["block_table"][:1])),
+    misread("block_table_off_by_one", "Each page read by the next entry of the block table.", TABLE_AXIS,
+            arrays=change("block_table", lambda _, x: np.concatenate(
+                [x["block_table"][:, 1:], x["block_table"][:, -1:]], axis=1))),
+    misread("lengths_one_too_large", "Each sequence one key longer than its length.", TABLE_AXIS,
+            arrays=change("lengths", lambda _, x: np.minimum(
+                x["lengths"] + 1, x["block_table"].shape[1] * x["k_pages"].shape[2]))),
+    misread("lengths_one_too_small",
+            "Each sequence one key shorter than its length, as before the newest key is counted.", TABLE_AXIS,
+            arrays=_lengths_one_too_small),
+    misread("newest_token_not_written", "The newest key and value of each sequence read as zeros, before they are "
+            "written to the cache.", TABLE_AXIS, arrays=_newest_token_missing),
+    misread("length_of_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
+            arrays=_lengths(lambda n, p: np.full_like(n, np.max(n, initial=0)))),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Mistakes in the rotation of queries and keys, in λ_init and λ, and in norms."""
+"""Mistakes that no field of a spec can state: wrong layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,141 @@ from collections.abc import Callable
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import UNILM, Call, Mistake, normed
+from refdiff.layers import value_pairs_hf
+from refdiff.layers.softmax import softmax
+from refdiff.oracle.mistakes.catalogue import Call, Mistake, in_attention, normed
+
+PAPER = ("diff_heads_paper",)
+ALL_HEADS = ("diff_heads_paper", "diff_heads_v2")
+
+# --- heads ---
+
+
+def _evens_then_odds(x: Array) -> Array:
+    return namespace(x).concat([x[:, 0::2, ...], x[:, 1::2, ...]], axis=1)
+
+
+def _interleave_halves(x: Array) -> Array:
+    """Move heads i, i + H/2 to 2i, 2i + 1."""
+    B, H, *rest = x.shape
+    xp = namespace(x)
+    return xp.reshape(xp.stack([x[:, : H // 2, ...], x[:, H // 2 :, ...]], axis=2), (B, H, *rest))
+
+
+def _exchange_axes(call: Call, *, heads_first: bool) -> Any:
+    """Return the output (B, T, H e) with heads before tokens in memory (`heads_first`), or read as if it were so."""
+    out, xp, H = call(), namespace(call.q), call.q.shape[1] // 2
+    B, T, width = out.shape
+    m, n = (T, H) if heads_first else (H, T)
+    return xp.reshape(xp.permute_dims(xp.reshape(out, (B, m, n, width // H)), (0, 2, 1, 3)), out.shape)
+
+
+def _v2_half_split_pairs(call: Call) -> Any:
+    xp, (B, H, T, d) = namespace(call.q), call.q.shape
+    mask, bias = (
+        x if x is None or x.ndim < 3 or x.shape[-3] == 1 else xp.repeat(x, 2, axis=-3) for x in (call.mask, call.bias)
+    )
+    none = xp.zeros((B, H, T, 1), dtype=call.q.dtype)
+    plain = xp.reshape(call(q=xp.repeat(call.q, 2, axis=1), lambda_=none, mask=mask, bias=bias), (B, T, H, d))
+    by_token = xp.permute_dims(xp.broadcast_to(call.lambda_, (B, H // 2, T, 1)), (0, 2, 1, 3))
+    return xp.reshape(plain[:, :, : H // 2, :] - by_token * plain[:, :, H // 2 :, :], (B, T, H // 2 * d))
+
+
+def _keys_tiled_before_pairing(call: Call) -> Any:
+    xp, d, n = namespace(call.q), call.q.shape[-1], call.q.shape[1] // call.k.shape[1]
+    heads = xp.concat([call.v[..., :d], call.v[..., d:]], axis=1)  # the inverse of value_pairs_hf
+    return call(k=xp.concat([call.k] * n, axis=1), v=value_pairs_hf(xp.concat([heads] * n, axis=1)))
+
+
+def _values_tiled(call: Call) -> Any:
+    n, xp = call.q1.shape[1] // call.k1.shape[1], namespace(call.q1)
+    repeated = {name: xp.repeat(call.given[name], n, axis=1) for name in ("k1", "k2")}
+    return call(**repeated, v=xp.concat([call.v] * n, axis=1))
+
+
+def _attention_over_heads(call: Call) -> Any:
+    (B, H, T, _), xp = call.q1.shape, namespace(call.q1)
+    if call.k1.shape[2] != T:
+        return call()
+
+    def by_token(x: Array) -> Array:
+        return xp.permute_dims(xp.repeat(x, H // x.shape[1], axis=1), (0, 2, 1, 3))
+
+    lambda_ = by_token(xp.broadcast_to(call.lambda_, (B, H, T, 1)))
+    given = {name: by_token(call.given[name]) for name in ("q1", "k1", "q2", "k2", "v")}
+    return xp.permute_dims(call(**given, lambda_=lambda_, mask=None, bias=None, causal=False), (0, 2, 1, 3))
+
+
+def _v2_one_lambda_per_layer(call: Call) -> Any:
+    x, xp = call.lambda_, namespace(call.lambda_)
+    return call(lambda_=xp.zeros_like(x) + (xp.mean(x) if x.shape[0] else 0.0))
+
+
+def _v2_lambda_read_as_tokens_first(call: Call) -> Any:
+    xp, (B, h, T, _) = namespace(call.lambda_), call.lambda_.shape
+    return call(lambda_=xp.permute_dims(xp.reshape(call.lambda_, (B, T, h, 1)), (0, 2, 1, 3)))
+
+
+def _v2_lambda_by_query_head(call: Call) -> Any:
+    x, h = call.lambda_, call.q.shape[1] // 2
+    return call(lambda_=namespace(x).concat([x[:, 2 * i % h : 2 * i % h + 1, ...] for i in range(h)], axis=1))
+
+
+def _cached_keys_in_other_pairing(call: Call) -> Any:
+    old = max(call.k.shape[2] - call.q.shape[2], 0)
+    cached = _interleave_halves(call.k[:, :, :old, :])
+    return call(k=namespace(call.k).concat([cached, call.k[:, :, old:, :]], axis=2))
+
+
+HEAD_MISTAKES: tuple[Mistake, ...] = (
+    Mistake("interleaved_queries_only",
+            "Query heads paired 2i, 2i + 1, where i, i + H/2 is meant; key heads j, j + K/2.", "diff_heads_hf", "pair",
+            lambda call: call(q=_evens_then_odds(call.q)), "F1"),
+    Mistake("interleaved_keys_only",
+            "Key heads paired 2j, 2j + 1, where j, j + K/2 is meant; query heads i, i + H/2.", "diff_heads_hf", "pair",
+            lambda call: call(k=_evens_then_odds(call.k)), "F1"),
+    Mistake("half_split_keys_only",
+            "Key heads paired j, j + K/2, where 2j, 2j + 1 is meant; query heads 2i, 2i + 1.", "diff_heads_paper",
+            "pair", lambda call: call(k=_interleave_halves(call.k)), "F1"),
+    Mistake("half_split_queries_only",
+            "Query heads paired i, i + H/2, where 2i, 2i + 1 is meant; key heads 2j, 2j + 1.", "diff_heads_paper",
+            "pair", lambda call: call(q=_interleave_halves(call.q)), "F1"),
+    Mistake("v2_half_split_pairs", "Heads i, i + h paired in place of 2i, 2i + 1, which share a key: the two maps "
+            "have different keys and values. The authors warn of it.", "diff_heads_v2", "pair", _v2_half_split_pairs,
+            "B1"),
+    Mistake("values_tiled", "Head i on value head i mod k, in place of i // n, and on its own key heads.",
+            "diff_attention", "gqa", _values_tiled),
+    Mistake("keys_tiled_before_pairing",
+            "Query head i on key and value head i mod K, in place of i // (H / K): tiled, then paired.",
+            "diff_heads_hf", "gqa", _keys_tiled_before_pairing),
+    Mistake("value_halves_swapped", "Value heads joined in the other order: [v_{j + K/2} ; v_j].",
+            "value_pairs_hf", "value layout",
+            lambda call: call(v=namespace(call.v).roll(call.v, call.v.shape[1] // 2, axis=1))),
+    Mistake("keys_swapped", "Q₁ on K₂ and Q₂ on K₁.", "diff_attention", "maps",
+            lambda call: call(k1=call.k2, k2=call.k1)),
+    Mistake("first_key_for_both_maps", "K₁ for both maps, as in v2.", "diff_attention", "maps",
+            lambda call: call(k2=call.k1)),
+    Mistake("maps_swapped", "The two maps exchanged: A₂ − λ A₁.", "diff_attention", "maps",
+            lambda call: call(q1=call.q2, k1=call.k2, q2=call.q1, k2=call.k1)),
+    Mistake("output_read_as_tokens_first", "The output (B, H, T, e) read as (B, T, H e) without exchanging the axes.",
+            "diff_heads_hf", "output layout", lambda call: _exchange_axes(call, heads_first=True), also=ALL_HEADS),
+    Mistake("output_read_as_heads_first", "The output (B, T, H e) read as (B, H, T, e) without exchanging the axes.",
+            "diff_heads_hf", "output layout", lambda call: _exchange_axes(call, heads_first=False), also=ALL_HEADS),
+    Mistake("attention_over_heads",
+            "Each token's heads attend to each other, without a mask: (B, T, H, d) passed as (B, H, T, d).",
+            "diff_attention", "output layout", _attention_over_heads),
+    Mistake("v2_one_lambda_per_layer", "One λ for all tokens and heads, their mean, in place of one each.",
+            "diff_heads_v2", "v1 or v2", _v2_one_lambda_per_layer, "B3"),
+    Mistake("v2_lambda_read_as_tokens_first", "λ, (B, h, T) in memory, read as (B, T, h).", "diff_heads_v2", "v1 or v2",
+            _v2_lambda_read_as_tokens_first),
+    Mistake("v2_lambda_by_query_head", "λ indexed by query head modulo h: pair i gets λ of pair 2i mod h.",
+            "diff_heads_v2", "v1 or v2", _v2_lambda_by_query_head),
+    Mistake("cached_keys_in_other_pairing",
+            "Cached keys stored branch by branch, but read pair by pair; the keys of this call are read correctly.",
+            "diff_heads_hf", "cache", _cached_keys_in_other_pairing, "B20", PAPER),
+)  # fmt: skip
+
+# --- RoPE, λ and the norm ---
 
 
 def _first_of_each_pair_rotated(call: Call) -> Any:
@@ -14,51 +148,6 @@ def _first_of_each_pair_rotated(call: Call) -> Any:
     where = slice(1, 2 * n, 2) if call.interleaved else slice(n, 2 * n)
     rotated[..., where] = call.x[..., where]
     return rotated
-
-
-def _half_of_head_rotated(call: Call) -> Any:
-    n = call.cos.shape[-1] // 2
-    return call(cos=call.cos[..., : 2 * n : 2], sin=call.sin[..., : 2 * n : 2]) if n else call()
-
-
-def _frequencies_for_double_head_dim(call: Call) -> Any:
-    frequencies, scale = call(head_dim=2 * call.head_dim)
-    return frequencies[: call.head_dim // 2], scale
-
-
-def _other_rope_theta(call: Call) -> Any:
-    base = 500_000.0 if call.parameters.get("rope_theta") == 10_000.0 else 10_000.0
-    return call(parameters={**call.parameters, "rope_theta": base})
-
-
-ROPE_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("other_rope_pairing", "RoPE rotates neighbors 2i, 2i + 1 in place of i, i + d/2, or the reverse.", "rope",
-            "rope kind", lambda call: call(interleaved=not call.interleaved and call.x.shape[-1] > 1), "F2"),
-    Mistake("rope_angle_negated", "RoPE rotates by the opposite angle: earlier tokens act as later ones.", "rope",
-            "rope kind", lambda call: call(sin=-call.sin)),
-    Mistake("first_of_each_pair_rotated", "RoPE changes only the first dimension of each pair it should rotate.",
-            "rope", "rope kind", _first_of_each_pair_rotated),
-    Mistake("half_of_head_rotated", "A partial rotary factor of ½: only the first half of each head rotated, "
-            "by the frequencies of heads of that size.", "rope", "rope dim", _half_of_head_rotated),
-    Mistake("frequencies_for_double_head_dim",
-            "RoPE's table for a head of 2d, not split into two: θ_i = base^(−i / d).", "rope_frequencies", "rope dim",
-            _frequencies_for_double_head_dim, "B6"),
-    Mistake("other_rope_theta", "RoPE's base is 10 000 whatever the config says, or 500 000 where it says 10 000.",
-            "rope_frequencies", "rope base", _other_rope_theta),
-    Mistake("rope_type_ignored", "RoPE's default frequencies for every rope_type.", "rope_frequencies", "rope base",
-            lambda call: call(parameters={"rope_type": "default", "rope_theta": call.parameters["rope_theta"]})),
-    Mistake("positions_from_one", "RoPE's positions counted from 1.", "rope_cos_sin", "rope offset",
-            lambda call: call(positions=call.positions + 1)),
-    Mistake("positions_without_cache_offset",
-            "RoPE's positions start at 0 in every call: tokens in the cache are not counted.", "rope_cos_sin",
-            "rope offset", lambda call: call(positions=call.positions - call.positions[:, :1]), "B18"),
-    Mistake("no_attention_factor",
-            "cos and sin not multiplied by the attention factor of yarn and longrope.", "rope_cos_sin", "rope scale",
-            lambda call: call(scale=1.0)),
-)  # fmt: skip
-
-
-VLLM_MOTIF = "https://github.com/vllm-project/vllm/blob/4ed70f6b47938c58976ac3f55e33f9bdfc3a9f59/vllm/model_executor/models/motif.py"
 
 
 def _lambda(call: Call, combine: Callable[[Array, Array], Array]) -> Any:
@@ -75,16 +164,24 @@ def _exp_in_bfloat16(x: Array) -> Array:
     return by - (by - y)
 
 
-LAMBDA_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("layer_index_one_too_low", "λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)) with l from 0: −0.01 in the first layer.",
-            "lambda_init", "lambda_init layer", lambda call: 0.8 - (0.8 - call()) * 2.718281828459045**0.3, "F3",
-            VLLM_MOTIF),
-    Mistake("layer_index_from_one", "λ_init = 0.8 − 0.6 exp(−0.3 l) with l from 1.", "lambda_init", "lambda_init layer",
-            lambda call: call(layer=call.layer + 1), "F3", VLLM_MOTIF),
-    Mistake("lambda_init_is_1", "λ_init = 1 in every layer: attention is multiplied by 0.", "lambda_init",
-            "lambda_init constant", lambda _: 1.0, "B10"),
-    Mistake("lambda_init_is_08", "λ_init = 0.8 in every layer.", "lambda_init", "lambda_init constant", lambda _: 0.8,
-            "B10"),
+def _affine(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
+    """Return y ⊙ w, for use in place of a norm."""
+    return y if weight is None else y * weight
+
+
+def _epsilon_outside_sqrt(call: Call) -> Any:
+    x, xp = call.x, namespace(call.x)
+    return _affine(x / (xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True)) + call.eps), call.weight)
+
+
+LAYER_MISTAKES: tuple[Mistake, ...] = (
+    Mistake("rope_angle_negated", "RoPE rotates by the opposite angle: earlier tokens act as later ones.", "rope",
+            "rope kind", lambda call: call(sin=-call.sin)),
+    Mistake("first_of_each_pair_rotated", "RoPE changes only the first dimension of each pair it should rotate.",
+            "rope", "rope kind", _first_of_each_pair_rotated),
+    Mistake("positions_without_cache_offset",
+            "RoPE's positions start at 0 in every call: tokens in the cache are not counted.", "rope_cos_sin",
+            "rope offset", lambda call: call(positions=call.positions - call.positions[:, :1]), "B18"),
     Mistake("no_exponentials", "λ = λ_q1 · λ_k1 − λ_q2 · λ_k2 + λ_init, without exponentials.", "diff_lambda",
             "lambda form", lambda call: _lambda(call, lambda a, b: a - b), "B4"),
     Mistake("no_lambda_init", "λ_init not added to λ.", "diff_lambda", "lambda form",
@@ -107,63 +204,101 @@ LAMBDA_MISTAKES: tuple[Mistake, ...] = (
             lambda call: 1 / (1 + namespace(call.lambda_q1).exp(-call()))),
     Mistake("v2_no_sigmoid", "λ = x W_λ without the sigmoid.", "diff_lambda_v2", "v1 or v2",
             lambda call: call(ops=call.parts(activation=lambda z, name: z)), "B3"),
-)  # fmt: skip
-
-
-PAPER = ("diff_heads_paper",)
-
-
-def _affine(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
-    """Return y ⊙ w, for use in place of a norm."""
-    return y if weight is None else y * weight
-
-
-def _epsilon_outside_sqrt(call: Call) -> Any:
-    x, xp = call.x, namespace(call.x)
-    return _affine(x / (xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True)) + call.eps), call.weight)
-
-
-def _norm_over_half_head(call: Call) -> Any:
-    def halves(x: Array, weight: Array | None, eps: float) -> Array:
-        xp = namespace(x)
-        split = xp.reshape(x, (*x.shape[:-1], 2, x.shape[-1] // 2))
-        return _affine(xp.reshape(normed(split, eps), x.shape), weight)
-
-    return call(ops=call.parts(rms_norm=halves))
-
-
-NORM_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("layer_norm", "LayerNorm in place of RMSNorm: the mean is subtracted first.", "rms_norm", "norm kind",
-            lambda call: call(x=call.x - namespace(call.x).mean(call.x, axis=-1, keepdims=True)), "B9"),
     Mistake("norm_by_sum_of_squares", "x / √(Σ x² + ε): a factor of √D too small.", "rms_norm", "norm kind",
             lambda call: call(eps=call.eps / call.x.shape[-1]) / call.x.shape[-1] ** 0.5),
     Mistake("epsilon_outside_sqrt", "x / (√mean x² + ε).", "rms_norm", "eps", _epsilon_outside_sqrt),
-    Mistake("no_epsilon", "ε = 0 in the norm.", "rms_norm", "eps", lambda call: call(eps=1e-30)),
-    Mistake("no_norm_weight", "The norm without its learned weight.", "rms_norm", "norm weight",
-            lambda call: call(weight=None), "F4", f"{UNILM}/pull/1644"),
     Mistake("one_plus_norm_weight", "The norm's weight is 1 + w, as in Gemma, where w is meant.", "rms_norm",
             "norm weight", lambda call: call(weight=None if call.weight is None else 1 + call.weight)),
-    Mistake("no_sub_norm_weight", "The norm after attention without its weight, as in DiffLlama.",
-            "diff_heads_paper", "norm weight", lambda call: call(weight=namespace(call.q).ones_like(call.weight)),
-            "F4"),
-    Mistake("default_epsilon", "ε = 10⁻⁶, the default of unilm's RMSNorm, where its attention passes 10⁻⁵.",
-            "diff_heads_paper", "eps", lambda call: call() if "eps" in call.given else call(eps=1e-6), "F4",
-            f"{UNILM}/blob/master/Diff-Transformer/rms_norm.py"),
-    Mistake("norm_over_all_heads", "One norm over all heads of a token.", "diff_heads_hf", "norm extent",
-            lambda call: call(ops=call.parts(rms_norm=lambda x, weight, eps: _affine(normed(x, eps, (1, 3)), weight))),
-            "B7", also=PAPER),
-    Mistake("norm_over_half_head", "One norm for each half (d) of a head (2d).", "diff_heads_hf", "norm extent",
-            _norm_over_half_head, also=PAPER),
-    Mistake("no_norm_after_attention", "No norm after attention.", "diff_heads_hf", "norm kind",
-            lambda call: call(ops=call.parts(rms_norm=_affine)), "B8", also=PAPER),
     Mistake("norm_on_q_and_k", "The norm applied to Q and K, not to the output of attention.", "diff_heads_hf",
             "norm kind",
             lambda call: call(q=normed(call.q, 1e-5), k=normed(call.k, 1e-5), ops=call.parts(rms_norm=_affine)), "B8",
-            also=PAPER),
-    Mistake("no_output_scale", "The output not multiplied by 1 − λ_init.", "diff_heads_hf", "output scale",
-            lambda call: call(lambda_init=0.0), "B10", also=PAPER),
-    Mistake("scaled_by_lambda_init", "The output multiplied by λ_init, where 1 − λ_init is meant.", "diff_heads_hf",
-            "output scale", lambda call: call(lambda_init=1 - call.lambda_init), also=PAPER),
-    Mistake("scaled_by_one_minus_lambda", "The output multiplied by 1 − λ, where 1 − λ_init is meant.", "diff_heads_hf",
-            "output scale", lambda call: call() if call.lambda_.ndim else call(lambda_init=call.lambda_), also=PAPER),
+            PAPER),
+)  # fmt: skip
+
+# --- the difference of two maps, and masks ---
+
+
+def _maps(call: Call, lambda_: Array) -> tuple[Array, Array]:
+    """Return A₁ and λ A₂: the outputs of the correct layer for the identity as values."""
+    xp, (*heads, S, _) = namespace(call.q1), call.k1.shape
+    unit = xp.broadcast_to(xp.eye(S, dtype=call.q1.dtype), (*heads, S, S))
+    a1 = call(v=unit, lambda_=0 * lambda_)
+    return a1, a1 - call(v=unit, lambda_=lambda_)
+
+
+def _apply(p: Array, v: Array) -> Array:
+    return p @ namespace(v).repeat(v, p.shape[1] // v.shape[1], axis=1)
+
+
+def _difference_before_softmax(call: Call) -> Any:
+    xp = namespace(call.q1)
+    a1, a2 = _maps(call, 0 * call.lambda_ + 1)
+    seen = (a1 > 0) & (a2 > 0)
+    logs = xp.log(xp.where(seen, a1, 1.0)) - call.lambda_ * xp.log(xp.where(seen, a2, 1.0))
+    return _apply(softmax(logs, seen), call.v)
+
+
+def _change_weights(call: Call, change: Callable[[Array, Array], Array]) -> Any:
+    """Return P V with P = change(A₁, λ A₂) in place of their difference."""
+    return _apply(change(*_maps(call, call.lambda_)), call.v)
+
+
+def _norm_before_difference(call: Call) -> Any:
+    o1, o2 = (normed(_apply(a, call.v), 1e-5) for a in _maps(call, 0 * call.lambda_ + 1))
+    return o1 - call.lambda_ * o2
+
+
+def _one_added_to_denominator(call: Call) -> Any:
+    xp, S = namespace(call.q1), call.k1.shape[2]
+
+    def prepend(sink: Any, x: Array, axis: int) -> Array:
+        one = xp.full((*x.shape[:axis], 1, *x.shape[axis:][1:]), sink, dtype=x.dtype)
+        return xp.concat([one, x], axis=axis)
+
+    more = {name: prepend(0.0, call.given[name], 2) for name in ("k1", "k2", "v")}
+    for name, sink in (("mask", True), ("bias", 0.0)):
+        if (x := call.given.get(name)) is not None:
+            more[name] = prepend(sink, xp.broadcast_to(x, (*x.shape[:-1], S)), x.ndim - 1)
+    return call(**more)
+
+
+def _attend(call: Call, ahead: int, *, inverted: bool = False) -> Any:
+    """Attend to keys s ≤ t + S − T + ahead, or to all others (`inverted`)."""
+    if not call.causal:
+        return call()
+    xp, T, S = namespace(call.q1), call.q1.shape[2], call.k1.shape[2]
+    visible = xp.arange(S)[None, :] <= xp.arange(T)[:, None] + (S - T + ahead)
+    visible = xp.logical_not(visible) if inverted else visible
+    return call(mask=visible if call.mask is None else call.mask & visible, causal=False)
+
+
+ATTENTION_MISTAKES: tuple[Mistake, ...] = (
+    in_attention("second_map_not_scaled", "Only S₁ divided by √d, and S₂ not.", "scale",
+                 lambda call: call(q2=call.q2 * call.q1.shape[-1] ** 0.5)),
+    in_attention("lambda_not_used", "A₁ V: plain attention. λ is computed and not used.", "lambda form",
+                 lambda call: call(lambda_=0 * call.lambda_), "B11"),
+    in_attention("lambda_added", "(A₁ + λ A₂) V.", "lambda form", lambda call: call(lambda_=-call.lambda_)),
+    in_attention("lambda_on_both_maps", "λ (A₁ − A₂) V.", "lambda form",
+                 lambda call: call.lambda_ * call(lambda_=0 * call.lambda_ + 1)),
+    in_attention("zero_initialized_second_map",
+                 "Q₂ = 0, from a converter that means to keep the function: A₂ is then uniform, not zero.",
+                 "conversion", lambda call: call(q2=0 * call.q2), "B21"),
+    in_attention("difference_before_softmax", "softmax(S₁ − λ S₂) V.", "order", _difference_before_softmax, "B13"),
+    in_attention("softmax_of_difference", "softmax(A₁ − λ A₂) V: a third softmax, over the difference of the two maps.",
+                 "order", lambda call: _change_weights(call, lambda a1, a2: softmax(a1 - a2, a1 > 0))),
+    in_attention("norm_before_difference", "LN(A₁ V) − λ LN(A₂ V).", "order", _norm_before_difference),
+    in_attention("negative_weights_clamped", "max(A₁ − λ A₂, 0) V.", "clamp",
+                 lambda call: _change_weights(call, lambda a1, a2: namespace(a1).clip(a1 - a2, 0.0, None)), "B17"),
+    in_attention("rows_renormalized", "(A₁ − λ A₂) V / (1 − λ): the norm after it hides this, up to ε.", "row sums",
+                 lambda call: call() / namespace(call.q1).where(call.lambda_ == 1, 1.0, 1 - call.lambda_), "B17"),
+    in_attention("one_added_to_denominator",
+                 "e^z / (1 + Σ e^z), a softmax with a sink: as if there were one more key, of score and value 0.",
+                 "row sums", _one_added_to_denominator),
+    in_attention("own_key_masked", "Query t sees keys s < t + S − T: its own is missing.", "mask off by one",
+                 lambda call: _attend(call, -1)),
+    in_attention("one_future_key_visible", "Query t sees keys s ≤ t + S − T + 1: one too many.", "mask off by one",
+                 lambda call: _attend(call, 1)),
+    in_attention("causal_mask_inverted",
+                 'Every query sees only later keys: True in the causal mask taken for "hidden".', "mask",
+                 lambda call: _attend(call, 0, inverted=True)),
 )  # fmt: skip

@@ -20,158 +20,231 @@ def _set(**fields: Any) -> Fields:
     return lambda spec: None if all(getattr(spec, f) == x for f, x in fields.items()) else fields
 
 
-def _set_if(condition: Callable[[Spec], bool], **fields: Any) -> Fields:
+def _if(condition: Callable[[Spec], Any], **fields: Any) -> Fields:
     return lambda spec: fields if condition(spec) else None
 
 
-def _swap(name: str, one: str, two: str) -> Fields:
-    return lambda spec: {name: {one: two, two: one}[getattr(spec, name)]}
+def _from(name: str, before: Any, after: Any) -> Fields:
+    """Set a field to `after` where it is `before`."""
+    return lambda spec: {name: after} if getattr(spec, name) == before else None
 
 
-def _change_window(by: int) -> Fields:
+def _swap(name: str, one: str, two: str, condition: Callable[[Spec], Any] = bool) -> Fields:
+    return lambda s: {name: {one: two, two: one}.get(getattr(s, name), getattr(s, name))} if condition(s) else None
+
+
+def _scale(factor: Callable[[Spec], float]) -> Fields:
+    """Multiply the scale of the scores by a factor."""
+    return lambda spec: {"scale": factor(spec) * _scale_of(spec)}
+
+
+def _scale_of(spec: Spec) -> float:
+    return spec.scale or spec.head_dim**-0.5
+
+
+def _theta(theta: Callable[[Spec], float], condition: Callable[[Spec], Any] = bool) -> Fields:
+    """Change the base of RoPE's default frequencies."""
+    return lambda s: {"rope_theta": theta(s)} if s.rope != "none" and not s.rope_parameters and condition(s) else None
+
+
+def _softcap(factor: Callable[[Spec], float]) -> Fields:
+    return lambda spec: None if spec.softcap is None else {"softcap": factor(spec) * spec.softcap}
+
+
+def _window(by: int) -> Fields:
     return lambda spec: None if spec.window is None else {"window": max(0, spec.window + by)}
 
 
-def _set_gate(name: str) -> Fields:
-    return _set_if(lambda s: s.gate not in ("none", name), gate=name)
+def _layer(by: int) -> Fields:
+    """Count the layers of λ_init from another number; layer −1 is that of "depth - 1" in layer 0."""
+    return lambda s: (
+        None if s.lambda_base == "constant"
+        else {"layer": s.layer + by} if s.layer + by >= 0
+        else {"lambda_base": "depth - 1"}
+    )  # fmt: skip
 
 
-def _change_yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]], spec: Spec) -> dict[str, Any] | None:
+def _yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
     """Change the parameters of RoPE if they are those of yarn."""
-    given = spec.rope_parameters or {}
-    return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
+
+    def fields(spec: Spec) -> dict[str, Any] | None:
+        given = spec.rope_parameters or {}
+        return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
+
+    return fields
 
 
-def _dev(name: str, what: str, axis: str, row: str, fields: Fields) -> Mistake:
-    return misread(name, what, axis, row, fields=fields)
+def _is_grouped(spec: Spec) -> bool:
+    return spec.ratio > 1
 
 
-SPEC_DEVIATIONS: tuple[Mistake, ...] = (
-    _dev("other_head_pairing", "Heads i, i + H/2 paired in place of 2i, 2i + 1, or the reverse.", "pair", "F1",
-        lambda s: None if s.ratio > 1 else _swap("pairing", "halves", "interleaved")(s)),
-    _dev("other_signal_noise_order", "All signals first in place of group by group, or the reverse.",
-        "ratio", "F9", lambda s: _swap("pairing", "halves", "interleaved")(s) if s.ratio > 1 else None),
-    _dev("keys_repeated_then_paired", "Each key head repeated for its queries, then paired.", "gqa", "F5",
-        _set_if(lambda s: s.gqa == "pair_then_group", gqa="repeat_then_pair")),
-    _dev("keys_paired_then_grouped", "Key heads paired, then repeated, where the spec repeats first.", "gqa", "F5",
-        _set_if(lambda s: s.gqa == "repeat_then_pair", gqa="pair_then_group")),
-    _dev("groups_tiled", "Output head i on key pair i mod (K/2), where i // n is meant.", "gqa", "",
-        _set_if(lambda s: s.group_order == "blocks" and not s.is_plain, group_order="tiled")),
-    _dev("groups_in_blocks", "Output head i on key pair i // n, where i mod (K/2) is meant.", "gqa", "",
-        _set_if(lambda s: s.group_order == "tiled" and not s.is_plain, group_order="blocks")),
-    _dev("key_heads_tiled", "Query head h on key head h mod K, where h // (H/K) is meant.", "gqa", "",
-        _set_if(lambda s: s.group_order == "blocks" and s.is_plain, group_order="tiled")),
-    _dev("key_heads_in_blocks", "Query head h on key head h // (H/K), where h mod K is meant.", "gqa", "",
-        _set_if(lambda s: s.group_order == "tiled" and s.is_plain, group_order="blocks")),
-    _dev("values_interleaved", "Values 2j, 2j + 1 joined in place of j, j + K/2.", "value layout", "F6",
-        _set_if(lambda s: s.values == "halves", values="interleaved")),
-    _dev("values_half_split", "Values j, j + K/2 joined in place of 2j, 2j + 1.", "value layout", "F6",
-        _set_if(lambda s: s.values in ("wide", "interleaved"), values="halves")),
-    _dev("no_rope", "q and k not rotated.", "rope kind", "", _set(rope="none")),
-    _dev("extra_half_split_rope", "RoPE of halves, where q and k need no rotation.", "rope kind", "",
-        _set_if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="halves")),
-    _dev("extra_interleaved_rope", "RoPE of neighbors, where q and k need no rotation.", "rope kind", "",
-        _set_if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="interleaved")),
-    _dev("whole_head_rotated", "All of a head rotated, where a part of it is.", "rope dim", "F10",
+def _is_paired(spec: Spec) -> bool:
+    return spec.ratio == 1
+
+
+def _needs_rope(spec: Spec) -> bool:
+    return spec.rope == "none" and spec.head_dim % 2 == 0
+
+
+_TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
+    # Heads
+    ("interleaved_pairs", "Heads 2i, 2i + 1 paired in place of i, i + H/2.", "pair", "F1",
+        _if(_is_paired, pairing="interleaved")),
+    ("half_split_pairs", "Heads i, i + H/2 paired in place of 2i, 2i + 1.", "pair", "F1",
+        _if(_is_paired, pairing="halves")),
+    ("other_signal_noise_order", "All signals first in place of group by group, or the reverse.", "ratio", "F9",
+        _swap("pairing", "halves", "interleaved", _is_grouped)),
+    ("keys_repeated_before_pairing", "Each key head repeated for its queries, then paired: both maps read one key.",
+        "gqa", "F5", _from("gqa", "pair_then_group", "repeat_then_pair")),
+    ("keys_paired_then_grouped", "Key heads paired, then repeated, where the spec repeats first.", "gqa", "F5",
+        _from("gqa", "repeat_then_pair", "pair_then_group")),
+    ("keys_tiled", "Head i on key head i mod k of each map, in place of i // n.", "gqa", "",
+        _if(lambda s: not s.is_plain, group_order="tiled")),
+    ("groups_in_blocks", "Output head i on key pair i // n, where i mod (K/2) is meant.", "gqa", "",
+        _if(lambda s: not s.is_plain, group_order="blocks")),
+    ("key_heads_tiled", "Query head h on key head h mod K, where h // (H/K) is meant.", "gqa", "",
+        _if(lambda s: s.is_plain, group_order="tiled")),
+    ("key_heads_in_blocks", "Query head h on key head h // (H/K), where h mod K is meant.", "gqa", "",
+        _if(lambda s: s.is_plain, group_order="blocks")),
+    ("interleaved_value_heads", "Value heads 2j, 2j + 1 joined in place of j, j + K/2.", "value layout", "F6",
+        _from("values", "halves", "interleaved")),
+    ("values_half_split", "Values j, j + K/2 joined in place of 2j, 2j + 1.", "value layout", "F6",
+        _if(lambda s: s.values in ("wide", "interleaved"), values="halves")),
+    # RoPE
+    ("no_rope", "q and k not rotated.", "rope kind", "", _set(rope="none")),
+    ("extra_half_split_rope", "RoPE of halves, where q and k need no rotation.", "rope kind", "",
+        _if(_needs_rope, rope="halves")),
+    ("extra_interleaved_rope", "RoPE of neighbors, where q and k need no rotation.", "rope kind", "",
+        _if(_needs_rope, rope="interleaved")),
+    ("other_rope_pairing", "RoPE rotates neighbors 2i, 2i + 1 in place of i, i + d/2, or the reverse.", "rope kind",
+        "F2", _swap("rope", "halves", "interleaved")),
+    ("whole_head_rotated", "All of a head rotated, where a part of it is.", "rope dim", "F10",
         _set(partial_rotary_factor=1.0)),
-    _dev("other_end_rotated", "The first dimensions of a head rotated in place of the last, or the reverse.",
-        "rope dim", "F10", lambda s: _swap("rotary_at", "first", "last")(s) if s.partial_rotary_factor < 1 else None),
-    _dev("frequencies_for_whole_head_dim", "Frequencies θ^(−2i / d), where r dimensions rotate by θ^(−2i / r).",
+    ("half_of_head_rotated", "Only half as many dimensions of a head rotated, by the frequencies of such heads.",
         "rope dim", "F10",
-        lambda s: None if s.partial_rotary_factor == 1 or s.rope_parameters
-        else {"rope_theta": s.rope_theta ** (s.rotary_dim / s.head_dim)}),
-    _dev("default_frequencies", "Default frequencies θ^(−2i / r), where the spec has others.", "rope base", "F11",
+        lambda s: None if s.rope_parameters else {"partial_rotary_factor": s.partial_rotary_factor / 2}),
+    ("other_end_rotated", "The first dimensions of a head rotated in place of the last, or the reverse.", "rope dim",
+        "F10", _swap("rotary_at", "first", "last", lambda s: s.partial_rotary_factor < 1)),
+    ("frequencies_for_whole_head_dim", "Frequencies θ^(−2i / d), where r dimensions rotate by θ^(−2i / r).", "rope dim",
+        "F10", _theta(lambda s: s.rope_theta ** (s.rotary_dim / s.head_dim), lambda s: s.partial_rotary_factor < 1)),
+    ("frequencies_for_double_head_dim", "RoPE's table for a head of 2d, not split into two: θ^(−i / d).", "rope dim",
+        "B6", _theta(lambda s: s.rope_theta**0.5)),
+    ("other_rope_theta", "RoPE's base is 10 000 whatever the config says, or 500 000 where it says 10 000.",
+        "rope base", "", _theta(lambda s: 500_000.0 if s.rope_theta == 10_000 else 10_000.0)),
+    ("default_frequencies", "Default frequencies θ^(−2i / r), where the spec has others.", "rope base", "F11",
         _set(rope_parameters=None)),
-    _dev("linear_scaling_for_yarn", "All frequencies of RoPE divided by the factor, where yarn keeps the fast ones.",
-        "rope base", "F11", partial(_change_yarn, lambda p: {"rope_type": "linear", "factor": p["factor"]})),
-    _dev("yarn_factor_on_cos_and_sin", "cos and sin times 0.1 log(factor) + 1, where they are not scaled.",
-        "rope scale", "F11", partial(_change_yarn, lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
-    _dev("yarn_frequencies", "Motif-3's yarn frequencies, where the spec has default ones.", "rope base", "F11",
-        _set_if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
-    _dev("no_qk_norm", "q and k without their norm.", "qk norm", "F12",
-        _set(qk_norm="none", qk_norm_weight=False)),
-    _dev("no_qk_norm_weights", "The norm of q and k without its weights.", "qk norm", "F12",
-        _set(qk_norm_weight=False)),
-    _dev("qk_layer_norm", "LayerNorm of q and k, where it is RMSNorm.", "qk norm", "F12",
-        _set_if(lambda s: s.qk_norm == "rms", qk_norm="layer")),
-    _dev("qk_rms_norm", "RMSNorm of q and k, where it is LayerNorm.", "qk norm", "F12",
-        _set_if(lambda s: s.qk_norm == "layer", qk_norm="rms")),
-    _dev("qk_norm_after_rope", "The norm of q and k after RoPE, where it comes before.", "qk norm", "F12",
-        _set_if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "before_rope", qk_norm_at="after_rope")),
-    _dev("qk_norm_before_rope", "The norm of q and k before RoPE, where it comes after.", "qk norm", "F12",
-        _set_if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "after_rope", qk_norm_at="before_rope")),
-    _dev("lambda_of_head_0", "λ of output head 0 in every head.", "lambda form", "", _set(lambda_per_head=False)),
-    _dev("no_gate", "Heads not multiplied by the gate.", "gate", "F13", _set(gate="none")),
-    _dev("sigmoid_gate", "σ(g) in place of the gate's activation.", "gate", "F13", _set_gate("sigmoid")),
-    _dev("silu_gate", "g σ(g) in place of the gate's activation.", "gate", "F13", _set_gate("silu")),
-    _dev("linear_gate", "The gate's logits without an activation.", "gate", "F13", _set_gate("linear")),
-    _dev("scores_scaled_by_sqrt_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14",
-        _set(scale=None)),
-    _dev("exp2_without_log2e", "2^z in place of e^z: scores not multiplied by log₂ e.", "lse base", "",
-        lambda s: {"scale": math.log(2) * (s.scale or s.head_dim**-0.5)}),
-    _dev("no_softcap", "Scores without the softcap.", "softcap", "", _set(softcap=None)),
-    _dev("no_sinks", "Softmax without the sink in the denominator.", "sinks", "", _set(sinks=False)),
-    _dev("softcap_before_scale", "Scores capped before they are scaled: the scale times c tanh(Q Kᵀ / c).",
-        "softcap", "", lambda s: None if s.softcap is None else {"softcap": s.softcap * (s.scale or s.head_dim**-0.5)}),
-    _dev("scores_scaled_by_sqrt_v_dim", "Q Kᵀ / √w: scaled for the width of v, not for that of q and k.",
-        "scale", "", lambda s: None if s.v_head_dim in (None, s.head_dim) else {"scale": s.value_dim**-0.5}),
-    _dev("no_output_norm_weight", "The norm after attention without its weight.", "norm weight", "F4",
+    ("linear_scaling_for_yarn", "All frequencies of RoPE divided by the factor, where yarn keeps the fast ones.",
+        "rope base", "F11", _yarn(lambda p: {"rope_type": "linear", "factor": p["factor"]})),
+    ("yarn_factor_on_cos_and_sin", "cos and sin times 0.1 log(factor) + 1, where they are not scaled.", "rope scale",
+        "F11", _yarn(lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
+    ("no_attention_factor", "cos and sin not multiplied by yarn's attention factor.", "rope scale", "F11",
+        _yarn(lambda p: {**p, "attention_factor": 1.0})),
+    ("yarn_frequencies", "Motif-3's yarn frequencies, where the spec has default ones.", "rope base", "F11",
+        _if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
+    # The norm of queries and keys
+    ("no_qk_norm", "q and k without their norm.", "qk norm", "F12", _set(qk_norm="none", qk_norm_weight=False)),
+    ("no_qk_norm_weights", "The norm of q and k without its weights.", "qk norm", "F12", _set(qk_norm_weight=False)),
+    ("qk_layer_norm", "LayerNorm of q and k, where it is RMSNorm.", "qk norm", "F12", _from("qk_norm", "rms", "layer")),
+    ("qk_rms_norm", "RMSNorm of q and k, where it is LayerNorm.", "qk norm", "F12", _from("qk_norm", "layer", "rms")),
+    ("other_qk_norm_order", "The norm of q and k after RoPE in place of before, or the reverse.", "qk norm", "F12",
+        _swap("qk_norm_at", "before_rope", "after_rope", lambda s: s.qk_norm != "none")),
+    ("extra_qk_norm", "q and k divided by their root mean square before the scores, as in models with a QK norm.",
+        "qk norm", "F12", _if(lambda s: s.qk_norm == "none", qk_norm="rms", qk_norm_at="after_rope")),
+    # λ and the gate
+    ("lambda_of_head_0", "λ of output head 0 in every head.", "lambda form", "", _set(lambda_per_head=False)),
+    ("layer_index_one_too_low", "λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)) with l from 0: −0.01 in the first layer.",
+        "lambda_init", "F3", _layer(-1)),
+    ("layer_index_from_one", "λ_init = 0.8 − 0.6 exp(−0.3 l) with l from 1.", "lambda_init", "F3", _layer(1)),
+    ("lambda_init_is_1", "λ_init = 1 in every layer: attention is multiplied by 0.", "lambda_init", "B10",
+        _set(lambda_base="constant", lambda_init=1.0)),
+    ("lambda_init_is_08", "λ_init = 0.8 in every layer.", "lambda_init", "B10",
+        _set(lambda_base="constant", lambda_init=0.8)),
+    ("no_gate", "Heads not multiplied by the gate.", "gate", "F13", _set(gate="none")),
+    *((f"{name}_gate", f"{words} in place of the gate's activation.", "gate", "F13",
+        _if(lambda s: s.gate != "none", gate=name))
+      for name, words in (("sigmoid", "σ(g)"), ("silu", "g σ(g)"), ("linear", "g"))),
+    # Scores
+    ("scores_not_scaled", "Q Kᵀ, not divided by √d.", "scale", "B14", _scale(lambda s: s.head_dim**0.5)),
+    ("scores_scaled_by_sqrt_half_d", "Q Kᵀ / √(d/2): d halved twice.", "scale", "B14", _scale(lambda _: 2**0.5)),
+    ("scores_scaled_by_sqrt_2d", "Q Kᵀ / √2d: the width of two heads together.", "scale", "B14",
+        _scale(lambda _: 0.5**0.5)),
+    ("scores_scaled_twice", "Q Kᵀ / d: by the caller and by the kernel.", "scale", "B14",
+        _scale(lambda s: s.head_dim**-0.5)),
+    ("scores_scaled_by_sqrt_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14", _set(scale=None)),
+    ("scores_scaled_by_sqrt_v_dim", "Q Kᵀ / √w: scaled for the width of v, not for that of q and k.", "scale", "",
+        lambda s: None if s.v_head_dim in (None, s.head_dim) else {"scale": s.value_dim**-0.5}),
+    ("exp2_for_exp", "2^z in place of e^z: scores not multiplied by log₂ e.", "lse base", "",
+        _scale(lambda _: math.log(2))),
+    ("no_softcap", "Scores without the softcap.", "softcap", "", _set(softcap=None)),
+    ("softcap_before_scale", "Scores capped before they are scaled: the scale times c tanh(Q Kᵀ / c).", "softcap", "",
+        _softcap(_scale_of)),
+    ("softcap_after_log2e", "Scores multiplied by log₂ e before the softcap, and not after it.", "softcap", "",
+        _softcap(lambda _: math.log(2))),
+    ("no_sinks", "Softmax without the sink in the denominator.", "sinks", "", _set(sinks=False)),
+    # The norm and scale after attention
+    ("layer_norm", "LayerNorm in place of RMSNorm: the mean is subtracted first.", "norm kind", "B9",
+        _from("norm", "rms", "layer")),
+    ("rms_norm_for_layer_norm", "RMSNorm after attention, where it is LayerNorm.", "norm kind", "B9",
+        _from("norm", "layer", "rms")),
+    ("no_norm_weight", "The norm after attention without its weight, as in DiffLlama.", "norm weight", "F4",
         _set(norm_weight=False)),
-    _dev("epsilon_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _set(norm_eps=1e-6)),
-    _dev("epsilon_1e-5", "ε of the norm after attention is 10⁻⁵.", "eps", "F4", _set(norm_eps=1e-5)),
-    _dev("one_norm_for_all_heads", "One norm for all heads of a token.", "norm extent", "B7",
-        _set(norm_over="all_heads")),
-    _dev("norm_of_each_half_head", "A norm for each half of a head.", "norm extent", "", _set(norm_over="half_head")),
-    _dev("norm_of_each_head", "One norm for each head, where the spec norms more or fewer dimensions together.",
+    ("no_norm_bias", "The norm after attention without its bias.", "norm weight", "", _set(norm_bias=False)),
+    ("norm_of_head_0", "Weight and bias of head 0 for every head.", "norm weight", "",
+        _if(lambda s: s.norm_per_head and (s.norm_weight or s.norm_bias), norm_per_head=False)),
+    ("no_epsilon", "ε = 0 in the norm.", "eps", "", _set(norm_eps=1e-30)),
+    ("epsilon_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _set(norm_eps=1e-6)),
+    ("epsilon_1e-5", "ε of the norm after attention is 10⁻⁵.", "eps", "F4", _set(norm_eps=1e-5)),
+    ("norm_over_all_heads", "One norm over all heads of a token.", "norm extent", "B7", _set(norm_over="all_heads")),
+    ("norm_over_half_head", "One norm for each half (d) of a head (2d).", "norm extent", "",
+        _set(norm_over="half_head")),
+    ("norm_of_each_head", "One norm for each head, where the spec norms more or fewer dimensions together.",
         "norm extent", "", _set(norm_over="head")),
-    _dev("layer_norm_for_rms_norm", "LayerNorm after attention, where it is RMSNorm.", "norm kind", "B9",
-        _set_if(lambda s: s.norm == "rms", norm="layer")),
-    _dev("rms_norm_for_layer_norm", "RMSNorm after attention, where it is LayerNorm.", "norm kind", "B9",
-        _set_if(lambda s: s.norm == "layer", norm="rms")),
-    _dev("no_norm_bias", "The norm after attention without its bias.", "norm weight", "",
-        _set(norm_bias=False)),
-    _dev("norm_of_head_0", "Weight and bias of head 0 for every head.", "norm weight", "",
-        lambda s: {"norm_per_head": False} if s.norm_per_head and (s.norm_weight or s.norm_bias) else None),
-    _dev("no_norm", "No norm after attention.", "norm kind", "B8",
+    ("no_norm_after_attention", "No norm after attention.", "norm kind", "B8",
         _set(norm="none", norm_weight=False, norm_bias=False)),
-    _dev("extra_norm", "A norm after attention, as in v1, where the spec has none.", "norm kind", "B3",
-        _set_if(lambda s: s.norm == "none" and not s.is_plain, norm="rms")),
-    _dev("out_not_scaled", "The output not multiplied by 1 − λ_init.", "output scale", "B10", _set(out_scale="none")),
-    _dev("out_scaled_by_lambda_init", "The output multiplied by λ_init, where 1 − λ_init is meant.", "output scale", "",
-        _set_if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),
-    _dev("out_scaled_by_one_minus_lambda", "The output multiplied by 1 − λ, where 1 − λ_init is meant.", "output scale",
-        "", _set(out_scale="1 - lambda")),
-    _dev("out_scaled_as_in_v1", "The output multiplied by 1 − λ_init, where the spec has no factor.", "output scale",
-        "B3", _set_if(lambda s: s.out_scale == "none", out_scale="1 - lambda_init")),
-    _dev("mask_aligned_to_first_key", "Query t sees keys up to t, whatever is in the cache.", "mask align", "B18",
-        _set_if(lambda s: s.causal == "bottom_right", causal="top_left")),
-    _dev("mask_aligned_to_last_key", "The last query sees all keys, where query t sees keys up to t.", "mask align",
-        "B18", _set_if(lambda s: s.causal == "top_left", causal="bottom_right")),
-    _dev("not_causal", "No causal mask: every query sees all keys.", "mask", "", _set(causal="none")),
-    _dev("extra_causal_mask", "A causal mask, where the spec has none.", "mask align", "",
-        _set_if(lambda s: s.causal == "none", causal="top_left")),
-    _dev("window_one_too_short", "A window that is one key too short.", "window", "B19", _change_window(-1)),
-    _dev("window_one_too_long", "A window that is one key too long.", "window", "B19", _change_window(1)),
-    _dev("no_window", "No window: earlier keys stay visible.", "window", "B19", _set(window=None)),
-    _dev("masked_rows_uniform", "Weights 1/S for a query that sees no key.", "mask", "",
-        _set(masked_rows="uniform")),
-    _dev("masked_rows_nan", "NaN for a query that sees no key.", "mask", "", _set(masked_rows="nan")),
-    _dev("masked_rows_zero", "0 for a query that sees no key.", "mask", "", _set(masked_rows="zeros")),
+    ("extra_norm", "A norm of each head after attention, as in v1, where the spec has none.", "norm kind", "B3",
+        _if(lambda s: s.norm == "none" and not s.is_plain, norm="rms")),
+    ("no_output_scale", "The output not multiplied by 1 − λ_init.", "output scale", "B10", _set(out_scale="none")),
+    ("scaled_by_lambda_init", "The output multiplied by λ_init, where 1 − λ_init is meant.", "output scale", "",
+        _if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),
+    ("scaled_by_one_minus_lambda", "The output multiplied by 1 − λ, where 1 − λ_init is meant.", "output scale", "",
+        _set(out_scale="1 - lambda")),
+    ("out_scaled_as_in_v1", "The output multiplied by 1 − λ_init, where the spec has no factor.", "output scale", "B3",
+        _from("out_scale", "none", "1 - lambda_init")),
+    # Masks
+    ("causal_mask_top_left", "Query t sees keys up to t, also with a cache, where it should see keys up to t + S − T.",
+        "mask align", "B18", _from("causal", "bottom_right", "top_left")),
+    ("mask_aligned_to_last_key", "The last query sees all keys, where query t sees keys up to t.", "mask align", "B18",
+        _from("causal", "top_left", "bottom_right")),
+    ("no_causal_mask", "No causal mask: every query sees all keys.", "mask", "", _set(causal="none")),
+    ("extra_causal_mask", "A causal mask, where the spec has none.", "mask align", "",
+        _from("causal", "none", "top_left")),
+    ("window_one_too_short", "A window that is one key too short.", "window", "B19", _window(-1)),
+    ("window_one_too_long", "A window that is one key too long.", "window", "B19", _window(1)),
+    ("no_window", "No window: earlier keys stay visible.", "window", "B19", _set(window=None)),
+    ("extra_window", "A window of 4 keys, where none is meant.", "window", "B19",
+        _if(lambda s: s.window is None and s.causal != "none", window=4)),
+    ("finite_mask_value", "Weights 1/S for a query that sees no key, as from a mask of large negative numbers.", "mask",
+        "", _set(masked_rows="uniform")),
+    ("masked_rows_nan", "NaN for a query that sees no key.", "mask", "", _set(masked_rows="nan")),
+    ("masked_rows_zero", "0 for a query that sees no key.", "mask", "", _set(masked_rows="zeros")),
 )  # fmt: skip
+SPEC_DEVIATIONS = tuple(misread(name, what, axis, row, fields=fields) for name, what, axis, row, fields in _TABLE)
 """Where two of them compute the same function, the first gives the name."""
 
 
 def _read_as(preset: str, spec: Spec) -> dict[str, Any] | None:
     there = {**_DEFAULTS, **PRESETS[preset]}
-    changes = {f: there[f] for f in WIRING if there[f] != getattr(spec, f)}
+    changes = {f: there[f] for f in VARIANT if there[f] != getattr(spec, f)}
     return changes if len(changes) > 1 and there.get("keys") == spec.keys else None
 
 
-WIRING = ("pairing", "gqa", "values", "rope", "lambda_base")
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*WIRING, "keys")}
+VARIANT = ("pairing", "gqa", "values", "rope", "lambda_base")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*VARIANT, "keys")}
 PRESET_DEVIATIONS: tuple[Mistake, ...] = tuple(
-    _dev(f"read_as_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
-        "source", "F1", partial(_read_as, name))
+    misread(
+        f"read_as_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
+        "source", "F1", fields=partial(_read_as, name),
+    )
     for name, fields in PRESETS.items()
     if fields.get("keys") != "shared"
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Mistakes of kernels with tiles, with one maximum for both maps, or with raw bits."""
+"""Mistakes of kernels with tiles or splits of keys, or with one maximum for both maps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from refdiff.layers.diff_attention import split_maps
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
-from refdiff.oracle.mistakes.catalogue import Call, Kernel, Mistake, in_attention, misread
+from refdiff.oracle.mistakes.catalogue import Call, Kernel, Mistake, in_attention
 from refdiff.oracle.mistakes.in_backward import log_sums, masked_scores
-from refdiff.oracle.rounding import round_to
+from refdiff.oracle.mistakes.in_inputs import ONE_MAP_AXIS
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
 
@@ -118,9 +118,6 @@ WRONG_MERGES: tuple[tuple[str, str, Callable[[Numpy, Numpy], Numpy]], ...] = (
 """(end of the name, words, the logarithm of a split's weight)"""
 ONLINE_AXIS = "online softmax"
 """The axis of deviations of an online softmax, of which there is one for each tile size."""
-ONE_MAP_AXIS = "one map"
-ONE_MAP_ALIGN_AXIS = "one map align"
-"""The axes of deviations of one of the two maps, the second of those in how its mask is aligned."""
 UNSCALED_SUMS = (
     ("accumulator_not_rescaled", "the weighted sum of values is not", True, False),
     ("denominator_not_rescaled", "the sum of weights is not", False, True),
@@ -133,16 +130,6 @@ SOME_MAPS = (
     ("_in_second_map", "in the second map alone, ", ONE_MAP_AXIS, (False, True)),
 )
 """(end of the name, words, axis, whether the first and the second map have the mistake)"""
-
-
-def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Replace q, k and v by the bits of their bfloat16 values, read as unsigned integers."""
-    read: Inputs = {}
-    for name in ("q", "k", "v", "k_pages", "v_pages"):
-        if name in inputs:
-            stored = np.asarray(round_to(inputs[name], "bfloat16"), dtype=np.float32)
-            read[name] = (stored.view(np.uint32) >> np.uint32(16)).astype(np.float64)
-    return {**inputs, **read} if read else None
 
 
 TILE_DEVIATIONS: tuple[Mistake, ...] = (
@@ -167,10 +154,6 @@ TILE_DEVIATIONS: tuple[Mistake, ...] = (
     in_attention(
         "one_denominator_for_both_maps", "Both maps divided by the sum of the first.", "maximum", _share_denominator,
     ),
-    misread(
-        "softcap_after_log2e", "Scores multiplied by log₂ e before the softcap, and not after it.", "softcap",
-        fields=lambda s: None if s.softcap is None else {"softcap": s.softcap * math.log(2)},
-    ),
     *(
         in_attention(
             f"splits_of_{length}_merged_{name}", f"Splits of {length} keys merged by {what}.", ONLINE_AXIS,
@@ -178,10 +161,6 @@ TILE_DEVIATIONS: tuple[Mistake, ...] = (
         )
         for name, what, log_weight in WRONG_MERGES
         for length in TILE_SIZES
-    ),
-    misread(
-        "bfloat16_bits_read_as_integers", "The bits of q, k and v in bfloat16 read as integers.", "bits",
-        arrays=_read_bits,
     ),
     *(
         in_attention(

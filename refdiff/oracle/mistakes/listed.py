@@ -16,9 +16,15 @@ from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.mistakes.catalogue import Kernel, Mistake
-from refdiff.oracle.mistakes.in_inputs import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
+from refdiff.oracle.mistakes.in_inputs import (
+    INPUT_DEVIATIONS,
+    ONE_MAP_ALIGN_AXIS,
+    ONE_MAP_AXIS,
+    RARE_INPUT_DEVIATIONS,
+    TABLE_AXIS,
+)
 from refdiff.oracle.mistakes.in_spec import PRESET_DEVIATIONS, SPEC_DEVIATIONS
-from refdiff.oracle.mistakes.in_tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
+from refdiff.oracle.mistakes.in_tiles import ONLINE_AXIS, TILE_DEVIATIONS
 from refdiff.oracle.mistakes.kernel import is_same_output, output, output_with
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -26,17 +32,23 @@ from refdiff.oracle.thresholds import THRESHOLDS
 
 KINDS = ("dense", "packed", "paged", "layer")
 EVERY: tuple[Mistake, ...] = (
-    *(m for m in CATALOGUE if not m.layer.endswith("_vjp")),
     *SPEC_DEVIATIONS,
+    *(m for m in CATALOGUE if not m.layer.endswith("_vjp")),
     *INPUT_DEVIATIONS,
-    *TRIANGLE_DEVIATIONS,
-    *GROUP_DEVIATIONS,
     *PRESET_DEVIATIONS,
 )
-"""All deviations that any spec can have. Mistakes come first: their names win where two are one function."""
+"""All deviations that any spec can have. Where two are one function, the first gives the name."""
+RARE_DEVIATIONS: tuple[Mistake, ...] = (
+    *TILE_DEVIATIONS,
+    *RARE_INPUT_DEVIATIONS,
+    *(replace(d, axis="padding") for d in INPUT_DEVIATIONS if d.name == "mask_ignored"),
+)
+"""Deviations that only `diagnose` tries: typical inputs show none of them, all inputs do, or there are too many."""
+SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")
+"""The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""
 TWO_MAP_AXES = frozenset({
-    "pair", "maps", "difference", "lambda form", "lambda rounding", "conversion", "order", "clamp", "lambda_init layer",
-    "lambda_init constant", "output scale", "v1 or v2", "maximum", ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS,
+    "pair", "maps", "difference", "lambda form", "lambda rounding", "conversion", "order", "clamp", "lambda_init",
+    "output scale", "v1 or v2", "maximum", ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS,
 })  # fmt: skip
 """The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
 
@@ -45,9 +57,7 @@ TWO_MAP_AXES = frozenset({
 def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Mistake, ...]:
     """Return the deviations that compute another function than `spec` on some inputs of this kind.
 
-    Deviations that compute the same function are one entry. Its name is that of the catalogue of mistakes, if it is
-    there, and the others are in `aliases`. If one of them changes the spec or the inputs, it is used, since it
-    combines with more deviations than a wrong layer.
+    Deviations that compute the same function are one entry, and the names of the others are in its `aliases`.
 
     Args:
         spec: a spec, or the name of a preset, which has small dimensions then, as in `cases`.
@@ -70,7 +80,7 @@ def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Mistake, ...]:
         for n, (other, results) in enumerate(kept):
             if _agree(wrong, results):
                 merged = [a if b is None else b for a, b in zip(results, wrong, strict=True)]
-                kept[n] = (_merge(other, deviation), merged)
+                kept[n] = (replace(other, aliases=(*other.aliases, deviation.name)), merged)
                 break
         else:
             kept.append((deviation, wrong))
@@ -99,14 +109,6 @@ def _agree(a: list[Numpy | None], b: list[Numpy | None]) -> bool:
     """Whether two deviations agree on all probes that both change, and there is such a probe."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     return bool(both) and all(is_same_output(x, y) for x, y in both)
-
-
-def _merge(first: Mistake, second: Mistake) -> Mistake:
-    """Merge two deviations under the first name; the second replaces a wrong layer if it is none itself."""
-    aliases = (*first.aliases, second.name)
-    if first.wrong is not None and second.wrong is None:
-        first = replace(first, wrong=None, fields=second.fields, arrays=second.arrays, problem=second.problem)
-    return replace(first, aliases=aliases)
 
 
 def draw_probes(spec: Spec, kind: str) -> list[Inputs]:

@@ -1,35 +1,69 @@
-"""The deviations of a spec: complete, each function once, each with a name."""
+"""The table of deviations: each is a function of its own for some spec, and none fails where there is nothing wrong."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff.oracle import deviations
-from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle import Mistake, Spec, deviations
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import LINKS
-from refdiff.oracle.mistakes.kernel import output_with
-from refdiff.oracle.mistakes.listed import EVERY, KINDS
-from refdiff.oracle.strategies import Structure, draw
-from tests.oracle.example_inputs import small
+from refdiff.oracle.mistakes.catalogue import Kernel
+from refdiff.oracle.mistakes.kernel import deviated, is_same_output, output
+from refdiff.oracle.mistakes.listed import EVERY, KINDS, RARE_DEVIATIONS, draw_probes
+from refdiff.oracle.spec.presets import PRESETS, YARN
+from refdiff.oracle.strategies import Structure
+from refdiff.oracle.strategies import draw as draw_values
+from tests.oracle.example_inputs import draw, small
 
-AXES = {
-    "pair", "gqa", "value layout", "rope kind", "rope dim", "rope base", "rope offset", "scale", "lambda_init layer",
-    "lambda_init constant", "lambda form", "output scale", "norm kind", "norm extent", "eps", "order", "clamp",
-    "row sums", "mask align", "mask off by one", "window", "lse base", "maps", "v1 or v2",
-}  # fmt: skip
-"""Of deviations from v1; in "v1 or v2" λ goes through a sigmoid."""
+HF = small("hf_diffllama")
+SPECS = [
+    *(small(name) for name in PRESETS),
+    small("hf_diffllama", group_order="tiled", softcap=2.0, window=3, causal="top_left", masked_rows="uniform"),
+    small("attention", group_order="tiled", v_head_dim=4, sinks=True),
+    small("hf_diffllama", norm_over="all_heads", norm_eps=1e-6, sinks=True),
+    small("hf_diffllama", partial_rotary_factor=0.7, rotary_at="last"),
+    small("hf_diffllama", rope_parameters=YARN, scale=0.3),
+    small("hf_diffllama", rope_parameters={"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}),
+    small("hf_diffllama", qk_norm="rms", qk_norm_weight=True, lambda_per_head=True, gate="sigmoid"),
+    small("ms_v1", qk_norm="layer", qk_norm_at="after_rope", norm="layer", norm_bias=True, norm_per_head=True),
+    small("ms_v1", gate="linear"),
+    small("ms_v1", gate="silu", causal="top_left"),
+]
+GIVEN: dict[str, Any] = {
+    "mask": np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1],
+    "bias": np.arange(7.0),
+    "q_positions": np.array([[9, 3, 5, 2, 8]]),
+}
+"""Inputs that no probe has."""
+SOME_LONG = Structure(1, 40, 40)
 
 
-@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1"])
-def test_every_axis_has_one(name: str) -> None:
-    found = deviations(small(name))
-    assert {d.axis for d in found} >= AXES
-    assert len(found) >= 60
-    if name == "ms_v1":
-        assert "norm weight" in {d.axis for d in found}
+def some_inputs(spec: Spec) -> Iterator[Inputs]:
+    """Yield the probes of all kinds, inputs that few kernels have, and long ones with large scores."""
+    yield from (x for kind in KINDS for x in draw_probes(spec, kind))
+    if spec in (HF, SPECS[len(PRESETS) + 2]):
+        yield from ({**draw(spec), name: x} for name, x in GIVEN.items())
+        yield draw_values(spec, Structure(1, 280, 280), "natural", 3)
+        yield {name: 30.0 * x if name == "q" else x for name, x in draw_values(spec, SOME_LONG, "natural", 3).items()}
+
+
+def test_each_is_another_function_of_the_same_shape_for_some_spec() -> None:
+    left = {d.name: d for d in (*EVERY, *RARE_DEVIATIONS)}
+    for spec in SPECS:
+        for x in some_inputs(spec):
+            right = output(Kernel(spec, x))
+            for d in list(left.values()):
+                wrong = output(deviated(spec, x, [d]))
+                assert wrong is None or wrong.shape == right.shape, d
+                if wrong is not None and not is_same_output(wrong, right):
+                    del left[d.name]
+    assert not left
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -37,23 +71,62 @@ def test_names_are_unique_and_rows_known(kind: str) -> None:
     found = deviations(small("diff_v2"), kind)
     names = [name for d in found for name in (d.name, *d.aliases)]
     assert len(set(names)) == len(names) > 30
-    assert all(d.row in ("", *LINKS) for d in found)
     assert len({d.name for d in EVERY}) == len(EVERY)
+    for d in (*EVERY, *RARE_DEVIATIONS):
+        assert d.row in ("", *LINKS)
+        assert d.what.endswith("."), d
 
 
-def test_all_are_different_from_each_other_on_some_input() -> None:
-    spec = small("ms_v1")
-    probes = [
-        draw(spec, Structure(3, 6, 11, padding="left"), "discriminating", 11),
-        draw(spec, Structure(2, 8, 8), "tiny_values", 12),
-        draw(spec, Structure(2, 6, 4), "discriminating", 13),
-    ]
-    exact = [as_float64(spec, inputs) for inputs in probes]
-    outs = {d: [output_with(spec, inputs, [d]) for inputs in exact] for d in deviations(spec)}
-    for a, b in combinations(outs, 2):
-        assert not all(map(same, outs[a], outs[b])), f"{a} and {b}"
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("no_norm_weight", HF),  # it has none
+        ("window_one_too_short", HF),
+        ("interleaved_pairs", small("gda")),  # refused by Spec
+        ("sequences_not_separated", HF),  # there is one
+        ("extra_norm", HF),
+        ("keys_and_values_swapped", small("ms_v1")),  # of other shapes
+        ("query_positions_one_low", small("timm")),  # no RoPE
+    ],
+)
+def test_deviations_that_a_spec_does_not_have(name: str, spec: Spec) -> None:
+    (deviation,) = (d for d in EVERY if d.name == name)
+    assert deviated(spec, draw(spec), [deviation]) is None
 
 
-def same(x: np.ndarray | None, y: np.ndarray | None) -> bool:
-    there = x is not None and y is not None and x.shape == y.shape
-    return there and np.allclose(x, y, rtol=1e-9, atol=1e-12, equal_nan=True)
+@pytest.mark.parametrize(
+    ("structure", "positions"),
+    [
+        (Structure(queries=3, keys=5), [[2, 3, 4]]),
+        (Structure(packed=((2, 4), (3, 3))), [[2, 3, 0, 1, 2]]),
+        (Structure(pages=((2, 7), (2, 9))), [[5, 6], [7, 8]]),
+        (Structure(pages=((2, 7), (3, 9))), [[5, 6, 6, 7, 8]]),
+        (Structure(queries=3, keys=5, hidden=11), [[2, 3, 4]]),
+    ],
+    ids=["dense", "packed", "paged", "packed and paged", "layer"],
+)
+def test_queries_one_position_off(structure: Structure, positions: list[list[int]]) -> None:
+    inputs = draw_values(HF, structure, "discriminating", 3)
+    (low,) = (d for d in EVERY if d.name == "query_positions_one_low")
+    problem = deviated(HF, inputs, [low])
+    assert problem is not None
+    found = problem.inputs["q_positions"]
+    assert np.array_equal(found, np.broadcast_to(positions, found.shape) - 1)
+
+
+def test_where_nothing_is_given_to_be_ignored_the_output_is_right() -> None:
+    x = draw(HF)
+    right = output(Kernel(HF, x))
+    ignoring: list[Mistake] = [d for d in (*EVERY, *RARE_DEVIATIONS) if d.name.endswith("_ignored")]
+    assert len(ignoring) >= 4
+    for d in ignoring:
+        assert is_same_output(output(deviated(HF, x, [d])), right), d
+
+
+@pytest.mark.parametrize("structure", [Structure(0, 3, 5), Structure(packed=((0, 1), (0, 4)))])
+def test_no_deviation_fails_on_inputs_without_queries(structure: Structure) -> None:
+    spec = small_spec("gda")
+    x = draw_values(spec, structure, "natural", 1)
+    for d in (*deviations(spec, kind_of(x)), *RARE_DEVIATIONS):
+        out = output(deviated(spec, x, [d]))
+        assert out is None or out.size == 0
