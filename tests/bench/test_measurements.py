@@ -188,20 +188,6 @@ def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
         _measured(side, "lookup")
 
 
-def test_errors_of_generate_are_reported(folder: Path) -> None:
-    """Not an error of the streamer, which refdiff ends whatever happens."""
-    side = FakeSide(BenchSettings(str(folder)))
-
-    def generate(ids: Any, streamer: Any, **options: Any) -> Any:
-        streamer.put(ids)
-        streamer.end()
-        raise MemoryError("no room")
-
-    side.generate = generate
-    with pytest.raises(MemoryError, match="no room"):
-        _measured(side, "prefill:4")
-
-
 def test_products_run_for_at_least_min_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two weights of 0.25 s each: a pass takes 0.5 s, so 1.1 s need three; 1.5 s and the wait are over six products."""
     monkeypatch.setattr(rows, "WORKING_SET", 2 * 4 * 3 * 5)

@@ -110,13 +110,6 @@ def test_a_package_that_is_not_installed_is_named(packages: Path) -> None:
         pass
 
 
-def test_output_of_libraries_is_not_taken_for_an_answer(packages: Path) -> None:
-    (packages / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
-    (packages / "onnxruntime.py").write_text("")
-    with child("onnxruntime", WORK, BenchSettings()) as measure:
-        assert measure()["seconds"] > 0
-
-
 def test_the_last_output_of_a_process_is_reported(packages: Path) -> None:
     last = "sys.stderr.write('noise\\nthe reason\\n'); sys.stderr.flush(); os.abort()"
     (packages / "onnx.py").write_text(f"import os, sys\nprint('loud')\n{last}\n")
@@ -135,16 +128,6 @@ command = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]
 open({str(packages / "family")!r}, "w").write(f"{{os.getpid()}} {{command.pid}}")
 """)
     return lambda: [int(pid) for pid in (packages / "family").read_text().split()]
-
-
-def test_the_command_of_a_process_that_was_killed_ends_too(family: Callable[[], list[int]]) -> None:
-    with child("onnxruntime", WORK, BenchSettings()) as measure:
-        process, command = family()
-        os.kill(process, signal.SIGKILL)
-        with pytest.raises(ChildError):
-            measure()
-        assert _alive(command)
-    assert _gone(command)
 
 
 def test_nothing_outlives_a_parent_that_was_killed(packages: Path, family: Callable[[], list[int]]) -> None:

@@ -20,7 +20,7 @@ from experiments import retrieval_table
 import refdiff
 from refdiff import layers, oracle, viz
 from refdiff.viz.maps import token_labels
-from tests.test_article import DATA, ROOT, SMALL_MODELS, SOURCE, numbers, write_article
+from tests.test_article import DATA, ROOT, SMALL_MODELS, numbers, write_article
 
 from .chromium import Chromium
 from .reading import change, expect_accessible, expect_quiet, number, served, wait
@@ -68,11 +68,6 @@ def shown(browser: Chromium, selector: str) -> str:
 def check(browser: Chromium, name: str, value: object) -> None:
     """Choose a radio button."""
     browser.run(f'document.querySelector(\'input[name="{name}"][value="{value}"]\').click()')
-
-
-def still(browser: Chromium) -> None:
-    """Ask for a page in which nothing moves by itself."""
-    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
 
 
 def choose_model(browser: Chromium, folder: str) -> None:
@@ -219,18 +214,6 @@ def test_the_needle(page: Chromium) -> None:
             )
 
 
-def test_the_limit_that_the_article_gives_is_that_of_its_weights(page: Chromium) -> None:
-    still(page)
-    page.point("#needle-tries li:nth-child(4) button", click=True)
-    best, last = numbers(shown(page, "#needle-rule"))
-    p, q = page.run(
-        "import('./main.js').then(({figures: {needle}}) => ['first', 'second'].map((n) => needle.now()[n][30]))"
-    )
-    np.testing.assert_allclose([best, last], [(1 - p) / (1 - q), 2 * p * (1 - p) / (p + q - 2 * p * q)], atol=0.0051)
-    said = (SOURCE / "index.html").read_text(encoding="utf-8")
-    assert f"p = {p:.2f} and q = {q:.2f}. There the exact limit is {last}, and 2 (1 − p) is {2 * (1 - p):.2f}" in said
-
-
 def test_lambdas(page: Chromium, model: refdiff.DiffLlamaForCausalLM) -> None:
     lambdas = model(np.array([[0]]), output_attentions=True).lambdas
     values = page.run("[...document.querySelectorAll('#lambdas .value')].map((e) => e.textContent)")
@@ -276,23 +259,6 @@ def expect_next(browser: Chromium, tokenizer: Any, *logits: Any) -> None:
 TOLD = "document.querySelector('.go-on button').getAttribute('aria-disabled') === 'false'"
 BASELINE_PARTS = "['.maps.baseline', '#sentence-apart'].map((part) => document.querySelector(part).checkVisibility())"
 STORIES = "[...document.querySelectorAll('.written')].map((p) => p.textContent)"
-
-
-def test_a_story_is_shown_only_with_its_own_lambdas(page: Chromium) -> None:
-    heights = "[...document.querySelectorAll('.go-on > div')].map((d) => d.offsetHeight > 0)"
-    type_text(page, TEXT)
-    assert page.run(heights) == [False, False, False]
-    change(page, "sentence-lambda", 0.3)
-    page.point(".go-on button", click=True)
-    wait(page, STORIES + "[1] !== ''")  # while it is being told
-    change(page, "sentence-lambda", 0)
-    wait(page, TOLD)
-    told, *others = page.run(STORIES)
-    assert told
-    assert others == ["", ""]
-    assert page.run(heights) == [True, False, False]
-    type_text(page, TEXT + " and")
-    assert page.run(heights) == [False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ import itertools
 import numpy as np
 import pytest
 
-from refdiff.viz import AttentionMaps
-
 from .chromium import Chromium
 from .conftest import WORDS, drawn_maps
 from .reading import BODY, PageOf, change, expect, number, pick, table, text, token
@@ -36,17 +34,6 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, var
             assert (f"“{WORDS[query]}”" in shown) == (variant == "v2")
             if variant == "hf" and layer is not None:
                 assert shown.endswith(f"began near λ_init = {maps.starts[layer]:.4f}")  # type: ignore[index]
-
-
-@pytest.mark.parametrize("size", [24, 25])
-def test_axis_labels_are_tokens_if_few_and_numbers_if_many(browser: Chromium, page_of: PageOf, size: int) -> None:
-    weights = np.tri(size)[None, None] / np.arange(1, size + 1)[:, None]
-    tokens = tuple(f"word {i}" for i in range(size))
-    browser.open(page_of(AttentionMaps(tokens, weights, None, weights, None, None)))
-    for axis in ("query", "key"):
-        ticks = f"[...document.querySelectorAll('.axis.{axis} span:not(.name)')]"
-        shown = browser.run(f"{ticks}.map((tick) => tick.textContent)")
-        assert shown == (list(tokens) if size == 24 else ["0", "5", "10", "15", "20"])
 
 
 def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf) -> None:
@@ -94,30 +81,6 @@ def test_colours_are_signs_and_sizes(browser: Chromium, page_of: PageOf, scheme:
         for sign, colour in ((1, plus), (-1, minus)):
             clear = (values * sign > 0) & (strong > 0.3)
             assert np.abs(pixels[clear][:, :3] - colour).max(initial=0) <= 3  # the canvas rounds by its alpha
-
-
-def test_bars_have_the_lengths_of_the_values(browser: Chromium, page_of: PageOf) -> None:
-    maps = drawn_maps()
-    browser.open(page_of(maps, layer=0, pair=1))
-    bars = browser.run(
-        "[...document.querySelectorAll('#profile svg')].map((s) => [...s.querySelectorAll('rect')].map("
-        "(r) => [Number(r.getAttribute('height')), r.classList.contains('minus')]))"
-    )
-    values = np.stack([maps.map(name, 0, 1)[7] for name in maps.names])
-    np.testing.assert_allclose(
-        [[-h if minus else h for h, minus in row] for row in bars], values / np.abs(values).max(), atol=1e-3
-    )
-
-
-@pytest.mark.parametrize("width", [400, 2000])
-def test_a_unit_is_as_high_in_all_rows_of_bars(browser: Chromium, page_of: PageOf, width: int) -> None:
-    browser.open(page_of(drawn_maps(), layer=0, pair=1), width=width)
-    units = browser.run(
-        "[...document.querySelectorAll('#profile svg')].map((s) => [...s.querySelectorAll('rect')].map("
-        "(r) => r.getBoundingClientRect().height / Number(r.getAttribute('height'))))"
-    )
-    assert np.shape(units) == (3, 8)
-    np.testing.assert_allclose(units, units[0][0], rtol=1e-3)
 
 
 def test_the_threshold_hides_what_is_below_it_in_every_map(browser: Chromium, page_of: PageOf) -> None:

@@ -129,33 +129,3 @@ def test_stored_runs_are_kept_and_seeds_added(
 def test_the_quick_experiment_is_learned(wiring: str) -> None:
     """What the experiment claims has a meaning only where models find their keys."""
     assert measure(QUICK, train(QUICK, wiring, 0, threads=1), 16)["accuracy"] > 0.9
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"questions": 0}, "questions: got 0, expected 1 or more"),
-        ({"lengths": (11, 3)}, "a sequence of 3 tokens with spacing 4 has 0 needles, .* 4 tokens or more"),
-        ({"spacing": 2}, "a sequence of 13 tokens with spacing 2 has 6 needles, .* 15 tokens or more"),
-        ({"lengths": (11, 32)}, "has 8 needles, but must have from 1 to 7"),
-        ({"tokens": 16}, "tokens: got 16 for a step, expected at least 17, the longest sequence"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        Experiment(**{**SMALL.__dict__, **wrong})
-
-
-@pytest.mark.parametrize("wiring", ["hf", "v2"])
-def test_without_a_second_map_its_queries_get_no_gradient(wiring: str) -> None:
-    experiment = Experiment(**{**SMALL.__dict__, "steps": 3, "begin": 3})
-    model = train(experiment, wiring, 0, second_map=False, threads=1)
-    drawn = draw_sequences(experiment, 2, 11, np.random.default_rng(0))
-    _, grads = model.loss_and_grad(drawn.ids, labels=drawn.labels)
-    for layer, weights in zip(grads["model"]["layers"], model.params["model"]["layers"], strict=True):
-        found = layer["self_attn"]["q_proj"]["weight"].reshape(
-            -1, experiment.width // experiment.heads, experiment.width
-        )
-        used = np.abs(found).max(axis=(1, 2)) > 0
-        assert used.sum() == len(used) / 2
-        assert all(not layer["self_attn"][name].any() for name in weights["self_attn"] if name.startswith("lambda_q"))

@@ -337,51 +337,6 @@ def test_every_processor_for_a_decoder_is_there() -> None:
     assert hasattr(processors, "UnbatchedClassifierFreeGuidanceLogitsProcessor")
 
 
-class Even(transformers.LogitsProcessor):
-    """Forbids odd tokens, in arrays of either library."""
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        scores[:, 9::2] = -np.inf
-        return scores
-
-
-class Above(transformers.StoppingCriteria):
-    """The last token is above a number."""
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return input_ids[:, -1] > 45
-
-
-NEW: dict[str, dict[str, Any]] = {
-    "min_length": {"min_length": 12},
-    "both minima": {"min_length": 15, "min_new_tokens": 3},
-    "encoder penalties": {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2},
-    "forced end": {"forced_eos_token_id": 2},
-    "forced begin": {"forced_bos_token_id": 9, "begin_suppress_tokens": [10, 11, 12, 30]},
-    "decay": {"exponential_decay_length_penalty": (2, 1.5)},
-    "renormalize": {"renormalize_logits": True, "remove_invalid_values": True},
-    "begin": {"begin_suppress_tokens": list(range(8, 40))},
-    "prefix": {"prefix_allowed_tokens_fn": lambda row, ids: list(range(int(ids[-1]) % 9 + row, 53, 3))},
-    "processor": {"logits_processor": transformers.LogitsProcessorList([Even()])},
-    "criterion": {"stopping_criteria": transformers.StoppingCriteriaList([Above()])},
-    "watermark": {"watermarking_config": transformers.WatermarkingConfig(bias=4.0), "min_new_tokens": 5},
-    "config": {"generation_config": transformers.GenerationConfig(repetition_penalty=1.4, min_new_tokens=4)},
-    "neutral": {"use_cache": False, "cache_implementation": "dynamic"},
-}
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("options", NEW.values(), ids=NEW)
-def test_options_of_generate(pair: Pair, options: dict[str, Any], beams: int) -> None:
-    ids, mask = prompts(4, True)
-    if "forced_bos_token_id" in options:
-        ids, mask = ids[:, -1:], mask[:, -1:]
-    more = {"max_new_tokens": 10, "pad_token_id": 0} | ({} if beams == 1 else {"num_beams": beams})
-    theirs, ours = pair.both(ids, mask, **options, **more)
-    np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
-    np.testing.assert_allclose(ours.scores[0], theirs.scores[0].numpy(), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("negative", [False, True])
 @pytest.mark.parametrize("scale", [0.5, 1.7])
 def test_guidance(pair: Pair, scale: float, negative: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -240,16 +239,6 @@ def test_a_trainer_refuses_a_folder_in_which_another_has_trained_since(start: St
     assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3]
 
 
-def test_a_trainer_whose_last_checkpoint_was_deleted_continues(start: Start) -> None:
-    trainer = start(max_steps=3, save_every=1)
-    trainer.run(stop=lambda: trainer.step == 2)
-    shutil.rmtree(trainer.out / "step-000002")
-    assert trainer.run().name == "step-000003"
-    shutil.rmtree(trainer.out / "step-000003")
-    assert (trainer.run() / "model.safetensors").exists()
-    assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3]
-
-
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_a_run_that_is_not_writable_is_evaluated(start: Start, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     trainer = start(max_steps=1)
@@ -278,15 +267,3 @@ def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path: Path) -> Non
     with checkpoint.locked(tmp_path / "two"):
         (tmp_path / "two" / "log.jsonl").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
-
-
-def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path: Path) -> None:
-    """Opened before the one that held it ended, locked after: another may hold the file that has its name now."""
-    descriptor = os.open(tmp_path / checkpoint.LOCK, os.O_RDWR | os.O_CREAT)
-    (tmp_path / checkpoint.LOCK).unlink()
-    try:
-        assert not checkpoint._try_lock(descriptor, tmp_path / checkpoint.LOCK)
-        (tmp_path / checkpoint.LOCK).touch()
-        assert not checkpoint._try_lock(descriptor, tmp_path / checkpoint.LOCK)
-    finally:
-        os.close(descriptor)

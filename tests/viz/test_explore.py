@@ -6,9 +6,6 @@ import html
 import re
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 import refdiff
 from refdiff.viz import attention_page, explore
 
@@ -27,14 +24,3 @@ def test_the_frame_holds_the_page(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert repr(made).startswith("Exploration of 16 tokens, 2 layers of 2 pairs")
     made.save(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == expected
-
-
-def test_of_ids(tiny_checkpoint: Path) -> None:
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
-    tokenizer = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)
-    ids = np.array(tokenizer.encode("ab"))
-    made = explore(refdiff.DiffLlamaForCausalLM.from_config(model.config), ids, tokenizer)
-    assert made.maps.tokens == ("<s>", "a", "b")
-    assert '"prompt":"\\u003cs\\u003eab"' in made.page
-    with pytest.raises(IndexError, match="pair: got 5"):
-        explore(model, "a", pair=5)
