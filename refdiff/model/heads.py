@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, overload
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,10 @@ from refdiff.model import losses
 from refdiff.model.cache import KVCache
 from refdiff.model.call import ModelInputs, document_inputs, model_call
 from refdiff.model.diffllama_vjp import linear_back
-from refdiff.model.inputs import IntArray, host, integers, numbers, token_ids
+from refdiff.model.inputs import host, integers, numbers, token_ids
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.trainable import HeadResult, TrainableModel
-
-if TYPE_CHECKING:
-    from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 
 class DiffLlamaModel(PreTrainedModel):
@@ -80,11 +77,6 @@ class DiffLlamaForCausalLM(TrainableModel):
             num_items_in_batch: divide the sum of the losses by this number, in place of the number
                 of targets.
             ignore_index: the label that does not count, in place of −100.
-            shift_labels: the target of each position; with them, `labels` say only that a loss is
-                wanted.
-            num_items_in_batch: divide the sum of the losses by this number, in place of the number
-                of targets.
-            ignore_index: the label that does not count, in place of −100.
             logits_to_keep: only the last n positions (0 = all), or the positions in an integer
                 array (n,) or (B, n), or those that a boolean array (B, T) marks, then as (marked,
                 V).
@@ -109,28 +101,6 @@ class DiffLlamaForCausalLM(TrainableModel):
             )
         return out
 
-    @overload
-    def generate(
-        self,
-        input_ids: Any = ...,
-        attention_mask: Any = ...,
-        streamer: Any = ...,
-        generator: np.random.Generator | None = ...,
-        seed: int | Sequence[int] | None = ...,
-        *,
-        return_dict_in_generate: Literal[True],
-        **generation_options: Any,
-    ) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput: ...
-    @overload
-    def generate(
-        self,
-        input_ids: Any = ...,
-        attention_mask: Any = ...,
-        streamer: Any = ...,
-        generator: np.random.Generator | None = ...,
-        seed: int | Sequence[int] | None = ...,
-        **generation_options: Any,
-    ) -> IntArray: ...
     def generate(
         self,
         input_ids: Any = None,
