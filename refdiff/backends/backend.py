@@ -108,11 +108,11 @@ class Backend:
         """
         return getattr(self, name, None) if self.is_own(ops) else None
 
-    def inference_scope(self, weight: Any = None) -> contextlib.AbstractContextManager[Any]:
+    def inference_scope(self, p: Any = None, input_ids: Any = None) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager for one pass through a model.
 
         Args:
-            weight: one of the model's large weights, if the pass has a single token.
+            p, input_ids: weights of the base model and ids of a call, by which a backend may choose its threads.
         """
         return contextlib.nullcontext()
 

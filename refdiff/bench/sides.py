@@ -183,7 +183,7 @@ class RefdiffSide(Side):
         backend = backend_for(arrays.namespace(weights[0]), threads=self.settings.threads)
 
         def multiply() -> Any:
-            with backend.inference_scope(weights[0] if len(x) == 1 else None):
+            with backend.kernels.inference_scope(weights[0] if len(x) == 1 else None):
                 for weight in weights:
                     result = backend.ops.linear(x, weight)
             return result

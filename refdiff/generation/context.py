@@ -74,7 +74,7 @@ class DecodingContext:
         for total in (*ends, ids.shape[1]):
             if ends and self._progress is not None:
                 self._progress("prompt", self.length, ids.shape[1])
-            out = self._forward(ids[:, :total], keep if total == ids.shape[1] else 1)
+            out = self._call_model(ids[:, :total], keep if total == ids.shape[1] else 1)
         return out
 
     def _reserve(self, prompt: int) -> None:
@@ -92,7 +92,7 @@ class DecodingContext:
         step = max(self.model.backend.chunk_size // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 
-    def _forward(self, ids: NDArray[np.int64], keep: int) -> Any:
+    def _call_model(self, ids: NDArray[np.int64], keep: int) -> Any:
         total = ids.shape[1]
         self._extend_mask(total)
         arguments: dict[str, Any] = {f"output_{name}": True for name in self.outputs}

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, ParamSpec, TypedDict, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, from_numpy
@@ -57,17 +56,13 @@ class ModelInputs(TypedDict, total=False):
 
 
 def model_call(call: Callable[P, R]) -> Callable[P, R]:
-    """Run a call in the backend's scope of one pass."""
+    """Run a call in the backend's scope of one pass, and return a tuple where the caller asks for one."""
 
     @functools.wraps(call)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         model: Any = args[0]
-        given: Any = args[1] if len(args) > 1 else kwargs.get("input_ids")
-        while isinstance(given, list | tuple) and len(given) == 1:
-            given = given[0]
-        one = given is not None and not isinstance(given, list | tuple) and np.size(given) == 1
-        weight = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"] if one else None
-        with model.backend.inference_scope(weight):
+        input_ids = args[1] if len(args) > 1 else kwargs.get("input_ids")
+        with model.backend.inference_scope(model.base_params, input_ids):
             result: Any = call(*args, **kwargs)
         returned: R = result.to_tuple() if kwargs.get("return_dict") is False else result
         return returned
@@ -149,17 +144,15 @@ class CallableModel:
         if attentions or hidden_states:
             recorder = Recorder(self.base_params, attentions=bool(attentions), hidden_states=hidden_states or False)
             context.ops = recorder.wrap(context.ops)
-        out = ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
+        fast_diffllama = self.backend.select("fast_diffllama", context.ops)
+        if fast_diffllama is not None:
+            hidden = fast_diffllama(self.base_params, hidden, context, last or None)
+        else:
+            hidden = diffllama(self.base_params, hidden, context)[:, -last:, :]
+        out = ModelOutput(last_hidden_state=hidden, cache=context.cache)
         if recorder is not None:
             recorder.add_to(out, self.config.variant)
         return out
-
-    def _decode(self, hidden: Array, context: Context, last: int) -> Array:
-        """Run the decoder, and return the hidden states of the `last` tokens (0 = all)."""
-        fast_diffllama = self.backend.select("fast_diffllama", context.ops)
-        if fast_diffllama is not None:
-            return fast_diffllama(self.base_params, hidden, context, last or None)
-        return diffllama(self.base_params, hidden, context)[:, -last:, :]
 
     def _embed(
         self,

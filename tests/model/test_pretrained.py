@@ -219,7 +219,7 @@ def test_frequencies_are_those_of_the_longest_position(rope, fields):
     assert {scale != 1 for _, scale in used} == {rope == "yarn"}
 
 
-def test_a_call_of_one_token_shows_its_backend_a_weight():
+def test_a_call_of_one_token_shows_the_kernels_a_weight():
     """By which it tells whether the products are large enough to leave the cores to BLAS."""
     model, seen = small_model(), []
     one = ids(0, 1, 1)
@@ -228,7 +228,7 @@ def test_a_call_of_one_token_shows_its_backend_a_weight():
         seen.append(weight)
         return contextlib.nullcontext()
 
-    model.backend.inference_scope = scope
+    model.backend.kernels.inference_scope = scope
     embedded = model.base_params["embed_tokens"]["weight"][one]
     calls = (((one,), {}), ((), {"input_ids": one}), ((ids(0, 2, 1),), {}), ((), {"inputs_embeds": embedded}))
     for args, options in calls:

@@ -82,9 +82,12 @@ class NumpyBackend(Backend):
         self.saving_ops = partial(decoder.saving_ops, steps)
         self.cross_entropy_and_vjp = k.cross_entropy_and_vjp
 
-    def inference_scope(self, weight: Any = None) -> AbstractContextManager[Any]:
+    def inference_scope(self, p: Any = None, input_ids: Any = None) -> AbstractContextManager[Any]:
         """Own the cores and keep scratch memory for one pass; see `Runtime`."""
-        return self.kernels.inference_scope(weight)
+        while isinstance(input_ids, list | tuple) and len(input_ids) == 1:
+            input_ids = input_ids[0]
+        several = input_ids is None or isinstance(input_ids, list | tuple) or np.size(input_ids) != 1
+        return self.kernels.inference_scope(None if several else p["layers"][0]["mlp"]["gate_proj"]["weight"])
 
     def repeated_scope(self) -> AbstractContextManager[Any]:
         """Keep scratch memory from one pass to the next."""
