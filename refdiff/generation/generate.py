@@ -16,7 +16,6 @@ from refdiff.generation.options import resolve
 from refdiff.generation.processors import ScoreError
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from refdiff.generation.speculative import speculative_decode
-from refdiff.generation.stream import Streamer
 from refdiff.generation.validation import Request
 from refdiff.messages import show_value
 
@@ -25,7 +24,7 @@ def generate(
     model: Any,
     input_ids: Any = None,
     attention_mask: Any = None,
-    streamer: Streamer | None = None,
+    streamer: Any = None,
     generator: np.random.Generator | None = None,
     seed: int | Sequence[int] | None = None,
     *,
@@ -65,7 +64,8 @@ def generate(
         IndexError: a token id outside the vocabulary.
         ValueError: an option or an input out of its range, or no token can be chosen by the scores.
     """
-    if streamer is not None and (isinstance(streamer, type) or not isinstance(streamer, Streamer)):
+    methods = (getattr(streamer, name, None) for name in ("put", "end"))
+    if streamer is not None and (isinstance(streamer, type) or not all(map(callable, methods))):
         raise TypeError(
             f"streamer: got {show_value(streamer)}, expected an object with put and end; pass TextStreamer(tokenizer)"
         )

@@ -11,24 +11,13 @@ import functools
 import queue
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer.backend import backend_of
-
-
-@runtime_checkable
-class Streamer(Protocol):
-    """The methods of a streamer that `generate` calls."""
-
-    def put(self, value: Any) -> None:
-        """Receive the prompt, then new ids."""
-
-    def end(self) -> None:
-        """End the stream, after a complete or an interrupted text."""
 
 
 def split_sequences(value: Any) -> list[NDArray[np.int64]]:

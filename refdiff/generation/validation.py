@@ -183,6 +183,9 @@ def check_cache(cache: Any, ids: NDArray[np.int64]) -> None:
 def read_lengths(model: Any, options: Options, ids: NDArray[np.int64], missing: int) -> tuple[Options, int]:
     """Return the options of prompts (B, T) with the lengths of their ids, and the most tokens of prompt and text.
 
+    The limit is by max_new_tokens, else max_length, else 20 more than the prompt. This default stops at
+    `max_position_embeddings`, as transformers' does; a stated length does not.
+
     missing: the positions of the prompt without an id, which stated lengths count.
 
     Raises:
@@ -198,28 +201,12 @@ def read_lengths(model: Any, options: Options, ids: NDArray[np.int64], missing: 
     elif options.max_length is not None:
         options = replace(options, max_length=options.max_length - missing)
     options = replace(options, min_length=max((options.min_length or 0) - missing, 0))
-    limit = read_max_length(options, prompt_length, context_length)
-    # A text is expected to end with the context; the cache stops one that is longer.
-    check_memory(model, options, prompts, min(limit, max(prompt_length, context_length or limit)))
-    return options, limit
-
-
-def read_max_length(options: Options, prompt_length: int, max_position_embeddings: int | None) -> int:
-    """Return the most tokens of prompt and text: by max_new_tokens, else max_length, else 20 more than the prompt.
-
-    The default stops at `max_position_embeddings`, as transformers' does; a stated length does not.
-
-    Raises:
-        ValueError: the prompt fills that length already.
-    """
     if options.max_new_tokens is not None:
         limit = prompt_length + options.max_new_tokens
     elif options.max_length is not None:
         limit = options.max_length
     else:
-        limit = prompt_length + 20
-        if max_position_embeddings is not None:
-            limit = min(limit, max_position_embeddings)
+        limit = min(prompt_length + 20, context_length or prompt_length + 20)
     if prompt_length >= limit:
         raise ValueError(
             f"input_ids: got {prompt_length} tokens, expected fewer than the length limit {limit}; raise max_length, "
@@ -227,7 +214,9 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
         )
     if options.min_new_tokens is not None and prompt_length + options.min_new_tokens > limit:
         warn(f"min_new_tokens is {options.min_new_tokens}, but only {limit - prompt_length} fit: the text ends there")
-    return limit
+    # A text is expected to end with the context; the cache stops one that is longer.
+    check_memory(model, options, prompts, min(limit, max(prompt_length, context_length or limit)))
+    return options, limit
 
 
 _SCORES = 32

@@ -12,7 +12,7 @@ import refdiff
 from refdiff.errors import CheckpointError
 from refdiff.generation import generate, validation
 from refdiff.generation.options import Options
-from refdiff.generation.validation import read_ids, read_mask, read_max_length, read_seed
+from refdiff.generation.validation import read_ids, read_lengths, read_mask, read_seed
 from tests.generation.fakes import FakeModel
 from tests.model.models import small_config, small_model
 
@@ -80,6 +80,12 @@ def test_wrong_masks() -> None:
         read_mask([[1, 1, 0], [1, 1, 1]], IDS, Options())
 
 
+def limit_of(options: Options, tokens: int, positions: int | None) -> int:
+    model = FakeModel()
+    model.config.max_position_embeddings = positions
+    return read_lengths(model, options, np.zeros((1, tokens), np.int64), 0)[1]
+
+
 @pytest.mark.parametrize(
     ("options", "tokens", "positions", "limit"),
     [
@@ -92,19 +98,19 @@ def test_wrong_masks() -> None:
     ],
 )
 def test_lengths(options: Options, tokens: int, positions: int | None, limit: int) -> None:
-    assert read_max_length(options, tokens, positions) == limit
+    assert limit_of(options, tokens, positions) == limit
 
 
 def test_a_prompt_that_fills_the_limit() -> None:
     with pytest.raises(
         ValueError, match="input_ids: got 7 tokens, expected fewer than the length limit 7; raise max_length"
     ):
-        read_max_length(Options(max_length=7), 7, 64)
+        limit_of(Options(max_length=7), 7, 64)
 
 
 def test_a_minimum_that_does_not_fit() -> None:
     with pytest.warns(UserWarning, match="min_new_tokens is 9, but only 4 fit"):
-        read_max_length(Options(max_new_tokens=4, min_new_tokens=9), 5, 64)
+        limit_of(Options(max_new_tokens=4, min_new_tokens=9), 5, 64)
 
 
 def test_seeds() -> None:

@@ -127,9 +127,7 @@ def render(
     chat = [_message(message) for message in messages]
     field = continue_final_message if isinstance(continue_final_message, str) else "content"
     final = _mark_final(chat, field, template.text) if continue_final_message else ""
-    text, spans = template.render_with_spans(
-        {**{name: plain(value) for name, value in variables.items()}, "messages": chat}
-    )
+    text, spans = template.render({**{name: plain(value) for name, value in variables.items()}, "messages": chat})
     if not continue_final_message:
         return text, spans
     mark = _CONTINUE_HERE.strip()

@@ -86,11 +86,7 @@ class ChatTemplate:
         except Exception as error:  # Jinja, Python's compiler and number parsing each have errors of their own
             raise CheckpointError(f"{source}: the chat template does not compile: {_first_line(error)}") from None
 
-    def render(self, variables: dict[str, Any]) -> str:
-        """Return the text for these variables; see `render_with_spans`."""
-        return self.render_with_spans(variables)[0]
-
-    def render_with_spans(self, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+    def render(self, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
         """Return the text for these variables, which must be plain data, and where its `generation` blocks stand.
 
         Raises:

@@ -96,8 +96,7 @@ class TokenizerBackend:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Turn ids into text."""
-        with rust_errors(self.source):
-            return str(self.native.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return str(self._call("decode", list(ids), skip_special_tokens=skip_special_tokens))
 
     def decode_tokens(self, tokens: Sequence[str]) -> str:
         """Turn tokens, as the vocabulary spells them, into text."""
@@ -107,29 +106,26 @@ class TokenizerBackend:
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, added ones included."""
-        with rust_errors(self.source):
-            return self.native.token_to_id(token)  # type: ignore[no-any-return]
+        found: int | None = self._call("token_to_id", token)
+        return found
 
     def id_to_token(self, token_id: int) -> str | None:
         """Return the token of an id, as the vocabulary spells it."""
-        with rust_errors(self.source):
-            return self.native.id_to_token(token_id)  # type: ignore[no-any-return]
+        found: str | None = self._call("id_to_token", token_id)
+        return found
 
     def vocab(self) -> dict[str, int]:
         """Return token → id, added tokens included."""
-        with rust_errors(self.source):
-            return dict(self.native.get_vocab(with_added_tokens=True))
+        return dict(self._call("get_vocab", with_added_tokens=True))
 
     def vocab_size(self, *, with_added_tokens: bool) -> int:
         """Return the number of tokens."""
-        with rust_errors(self.source):
-            return int(self.native.get_vocab_size(with_added_tokens=with_added_tokens))
+        return int(self._call("get_vocab_size", with_added_tokens=with_added_tokens))
 
     def added_tokens(self) -> dict[int, AddedToken]:
         """Return id → added token."""
         names = AddedToken.__dataclass_fields__
-        with rust_errors(self.source):
-            added = self.native.get_added_tokens_decoder()
+        added = self._call("get_added_tokens_decoder")
         return {i: AddedToken(**{name: getattr(token, name) for name in names}) for i, token in added.items()}
 
     def add_tokens(self, tokens: Sequence[AddedToken]) -> int:
@@ -139,8 +135,7 @@ class TokenizerBackend:
 
     def num_special_tokens(self, *, pair: bool) -> int:
         """Return how many special tokens are added to a text or a pair."""
-        with rust_errors(self.source):
-            return int(self.native.num_special_tokens_to_add(pair))
+        return int(self._call("num_special_tokens_to_add", pair))
 
     def section(self, name: str) -> dict[str, Any] | None:
         """Return one of `SECTIONS` of tokenizer.json."""
@@ -157,6 +152,10 @@ class TokenizerBackend:
         """Return the text of tokenizer.json."""
         with self._lock, rust_errors(self.source):  # another thread may have truncation on, which the text would keep
             return str(self.native.to_str(pretty=True))
+
+    def _call(self, name: str, *args: Any, **options: Any) -> Any:
+        with rust_errors(self.source):
+            return getattr(self.native, name)(*args, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None}

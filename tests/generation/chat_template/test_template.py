@@ -226,7 +226,7 @@ def test_threads_share_one_template() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", "f")
 
     def work(letter: str) -> set[str]:
-        return {template.render({"messages": [{"content": letter}] * 20}) for _ in range(50)}
+        return {template.render({"messages": [{"content": letter}] * 20})[0] for _ in range(50)}
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, "abcd")) == [{letter * 20} for letter in "abcd"]
