@@ -178,8 +178,7 @@ def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None])
     if used is None and args.seed is not None:
         note("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out")
     to_terminal = args.output in (None, "-") and sys.stdout.isatty()
-    # A beam search on a terminal shows its progress, which a piece of text now and then would end.
-    streamed = not (args.no_stream or args.json or (options.num_beams > 1 and to_terminal))
+    streamed = not (args.no_stream or args.json)
     if streamed and args.echo:
         write(text)
     transcript = Transcript(tokenizer, given["stop"], write if streamed else None)

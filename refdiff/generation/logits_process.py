@@ -158,6 +158,7 @@ class NoBadWordsLogitsProcessor(LogitsProcessor):
     eos_token_id: Any = None
 
     def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
+        # The end of the sequence is not a word: forbidding it would make every text run to its length limit.
         ends = [] if self.eos_token_id is None else [[end] for end in _ids(self.eos_token_id)]
         biases = {tuple(word): -np.inf for word in self.bad_words_ids if list(word) not in ends}
         return SequenceBiasLogitsProcessor(biases)(input_ids, scores)

@@ -327,11 +327,6 @@ def _normalize(values: dict[str, Any]) -> None:
     if values["sequence_bias"] is not None:
         pairs = bias_items(values["sequence_bias"])
         values["sequence_bias"] = {tuple(int(i) for i in key): float(bias) for key, bias in pairs}
-    if values["bad_words_ids"] is not None:
-        ends = [[e] for e in values["eos_token_id"] or []]
-        # The end of the sequence is not a word: forbidding it would make every text run to its length limit.
-        words = [[int(i) for i in word] for word in values["bad_words_ids"]]
-        values["bad_words_ids"] = [word for word in words if word not in ends]
 
 
 def _check_together(options: Options) -> None:

@@ -124,7 +124,7 @@ _PROCESSORS: dict[str, tuple[Any, _Maker]] = {
     "repetition_penalty": (1, lambda v, r, eos: kinds.RepetitionPenaltyLogitsProcessor(v, r.padding)),
     "no_repeat_ngram_size": (0, lambda v, r, eos: kinds.NoRepeatNGramLogitsProcessor(v)),
     "encoder_no_repeat_ngram_size": (0, lambda v, r, eos: kinds.EncoderNoRepeatNGramLogitsProcessor(v, r.ids)),
-    "bad_words_ids": ([], lambda v, r, eos: kinds.NoBadWordsLogitsProcessor(v)),
+    "bad_words_ids": (None, lambda v, r, eos: kinds.NoBadWordsLogitsProcessor(v, eos)),
     "min_length": (0, lambda v, r, eos: kinds.MinLengthLogitsProcessor(v, eos)
                    if eos is not None and r.options.min_new_tokens is None else None),
     "min_new_tokens": (0, lambda v, r, eos: kinds.MinNewTokensLengthLogitsProcessor(r.ids.shape[1], v, eos)

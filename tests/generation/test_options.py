@@ -163,11 +163,6 @@ def test_both_spellings_become_one() -> None:
     assert got.stop_strings == ["x"]
 
 
-def test_the_end_token_is_not_a_bad_word() -> None:
-    assert resolve(FakeModel(), {"bad_words_ids": [[2], [3], [2, 2]]}).bad_words_ids == [[3], [2, 2]]
-    assert resolve(FakeModel(), {"bad_words_ids": [[2]]}).bad_words_ids == []
-
-
 TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"do_sample": True, "temperature": 0}, "for greedy text, do_sample=False"),
     ({"num_return_sequences": 2}, "got 2, expected 1 with greedy decoding"),

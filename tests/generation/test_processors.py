@@ -93,6 +93,12 @@ def test_processors_in_order() -> None:
     assert np.isfinite(processors_of(options, 2)(Z, LONG)[:, 8]).all()  # three tokens are there by then
 
 
+def test_the_end_token_is_not_a_bad_word() -> None:
+    options = Options(bad_words_ids=[[2], [3], [2, 2]], eos_token_id=[2])
+    got = processors_of(options)(Z, LONG)
+    assert np.argwhere(np.isneginf(got)).tolist() == [[0, 2], [0, 3], [1, 3]]  # the first sequence ends with token 2
+
+
 def test_warpers_in_order_and_only_when_sampling() -> None:
     settings: dict[str, Any] = {
         "temperature": 0.7, "top_k": 7, "top_p": 0.95, "min_p": 0.02, "typical_p": 0.9, "epsilon_cutoff": 0.03,
