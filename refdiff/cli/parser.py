@@ -33,6 +33,7 @@ COMMANDS = {
 
 COMMANDS_MEANT = {
     "benchmark": "bench", "chat": "generate --chat", "complete": "generate", "compare": "trace --compare",
+    "completion": "--help",
     "finetune": "train", "fit": "train", "gen": "generate", "info": "inspect", "plot": "attention",
     "predict": "generate", "run": "generate", "sample": "generate", "show": "inspect", "test": "check",
     "verify": "check", "version": "--version", "visualize": "attention",
@@ -45,6 +46,7 @@ MODELS_COME_FROM = (
 )
 """What is said to somebody who looks for a command of a program that keeps and serves models itself."""
 FLAGS_MEANT = {
+    "--dask": "--num-shards",
     "--ctx": "--context", "--seq-len": "--context", "--max-seq-len": "--context", "--block-size": "--context",
     "--device": "--backend", "--cuda": "--backend", "--gpu": "--backend", "--cpu": "--backend",
     "--do-sample": "--temperature", "--greedy": "--temperature", "--bs": "--batch-size", "--dim": "--hidden-size",
@@ -256,6 +258,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split())
+        if line.endswith(": expected one argument"):
+            line += "; a value that begins with - stands right behind the option, as in --file=-a.txt"
         if needed := line.partition("the following arguments are required: ")[2]:
             line = f"{needed}: got none; for instance: {self.examples.strip().splitlines()[0]}"
         if match := re.match(r"argument (\S+): (.*)", line):

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,9 +52,17 @@ def minutely() -> Callable[[], bool]:
 
 
 def note(line: str) -> None:
-    """Write a message to standard error, with control characters escaped and further lines indented."""
-    clear = "\r\x1b[K" if _waiting_shown.is_set() else ""
-    sys.stderr.write(clear + f"{printable(line)}\n".replace("\n", "\n  ")[:-2])  # at once: the line may come back
+    """Write a message to standard error, with control characters escaped and further lines indented.
+
+    On a terminal, lines break between words.
+    """
+    clear, text = "\r\x1b[K" if _waiting_shown.is_set() else "", printable(line)
+    if sys.stderr.isatty():
+        wrapper = textwrap.TextWrapper(
+            shutil.get_terminal_size().columns - 2, break_long_words=False, break_on_hyphens=False
+        )
+        text = "\n".join(map(wrapper.fill, text.split("\n")))
+    sys.stderr.write(clear + f"{text}\n".replace("\n", "\n  ")[:-2])  # at once: the line may come back
     sys.stderr.flush()
 
 

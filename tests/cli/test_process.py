@@ -251,10 +251,10 @@ def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str
 
 def test_notes_on_a_terminal_do_not_cut_the_text(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
     status, seen = in_terminal(environment, tmp_path, "generate", "-q", "-m", reciting, "-s", "9", "h", typed=b"")
-    note, *text = seen.splitlines()
+    *note, text = seen.splitlines()
     assert status == 0
-    assert note.startswith("refdiff: warning: --seed: no effect on a greedy text; add")
-    assert text == [TEXT]
+    assert " ".join(note).startswith("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7,")
+    assert text == TEXT
 
 
 def test_the_progress_bar_is_for_terminals_only(

@@ -140,6 +140,17 @@ class _Terminal(io.StringIO):
         return True
 
 
+def test_a_message_on_a_terminal_breaks_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    err, name = _Terminal(), "a_long_name/" * 5
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("COLUMNS", "40")
+    note(f"refdiff train: error: {name} was not found anywhere; make it first, or name another")
+    lines = err.getvalue().splitlines()
+    assert lines[1] == f"  {name}"
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert max(len(line) for line in lines if name not in line) <= 40
+
+
 def test_a_message_takes_the_line_of_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the next second of the line comes between two writes."""
 
