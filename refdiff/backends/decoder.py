@@ -22,7 +22,7 @@ from refdiff.layers.activation import ACTIVATIONS, silu
 from refdiff.layers.plain_heads import split_heads
 
 
-def _unavailable(*args: Any, **kwargs: Any) -> Any:
+def _use_layers(*args: Any, **kwargs: Any) -> Any:
     return NotImplemented
 
 
@@ -39,12 +39,12 @@ class Steps:
     """
 
     ops: Any
-    linears: Function = _unavailable
-    rope_append: Function = _unavailable
+    linears: Function = _use_layers
+    rope_append: Function = _use_layers
     add: Function = operator.add
-    gated: Function = _unavailable
-    diff_attention_with_lse: Function = _unavailable
-    diff_attention_vjp: Function = _unavailable
+    gated: Function = _use_layers
+    diff_attention_with_lse: Function = _use_layers
+    diff_attention_vjp: Function = _use_layers
 
 
 def fast_diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *, steps: Steps) -> Array:

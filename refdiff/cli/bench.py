@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.model.config import DiffLlamaConfig
 
     rows = _rows(args)
-    _check_together(args, rows)
+    _check_flags(args, rows)
     if args.backend == "cupy":
         arrays.backend("cupy")  # before a checkpoint is written for nothing
     like: str | None = None
@@ -135,7 +135,7 @@ def _rows(args: argparse.Namespace) -> list[BenchRow]:
         raise UsageError(f"--rows: {error}") from None
 
 
-def _check_together(args: argparse.Namespace, rows: list[BenchRow]) -> None:
+def _check_flags(args: argparse.Namespace, rows: list[BenchRow]) -> None:
     """Raise `UsageError` for options that contradict each other or the rows, and for files that cannot be written."""
     from refdiff.bench.rows import ORACLE_KINDS
     from refdiff.bench.sides import SIXTEEN_BITS

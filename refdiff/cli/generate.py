@@ -98,7 +98,7 @@ def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
     alone = args.prompt is None and args.prompt_flag is None and args.file is None and args.prompts_file is None
-    _check_together(args)
+    _check_flags(args)
     to_stdout = args.output in (None, "-")
     if not to_stdout and args.output != os.devnull:
         check_place("-o", Path(args.output))
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_together(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     """Raise `UsageError` for options that contradict each other or have no effect."""
     if args.prompts_file is not None:
         check_prompt(args, {"--prompts-file": args.prompts_file})

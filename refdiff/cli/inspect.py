@@ -76,7 +76,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     from refdiff.model.weights import architecture_of, resolve_dtype
     from refdiff.model.weights.folder import open_checkpoint
     from refdiff.model.weights.load import find_parameters
-    from refdiff.model.weights.names import backbone_prefix, localize, parameter_shapes, stored_architecture
+    from refdiff.model.weights.names import backbone_prefix, parameter_shapes, stored_architecture, with_prefix
     from refdiff.model.weights.precision import STORED
 
     config = DiffLlamaConfig.from_pretrained(folder)
@@ -85,7 +85,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     order = {name: i for i, name in enumerate(parameter_shapes(config, architecture))}
     prefix = backbone_prefix(architecture)
     found = [(name, t, Path(file.label).name) for file in stored for name, t in file.tensors.items()]
-    found.sort(key=lambda entry: order.get(localize(entry[0], prefix), len(order)))
+    found.sort(key=lambda entry: order.get(with_prefix(entry[0], prefix), len(order)))
     tensors: dict[str, dict[str, Any]] = {
         name: {"dtype": STORED.get(t.dtype, t.dtype), "shape": list(t.shape), "bytes": t.nbytes, "file": file}
         for name, t, file in found

@@ -274,8 +274,8 @@ class DiffLlamaConfig(RefusedNames):
         try:
             remarks = rope_parameters.check(self.rope_parameters, self.head_dim, self.max_position_embeddings)
         except ValueError as error:
-            raise ValueError(rope_parameters.respell(str(error), rope, legacy)) from None
-        remarks = [rope_parameters.respell(remark, rope, legacy) for remark in remarks]
+            raise ValueError(rope_parameters.use_config_names(str(error), rope, legacy)) from None
+        remarks = [rope_parameters.use_config_names(remark, rope, legacy) for remark in remarks]
         self.dtype = config_checks.dtype_name(left.pop("dtype", None), left.pop("torch_dtype", None))
         config_checks.fill_labels(self, left)
         self.extra = left

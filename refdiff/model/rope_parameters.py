@@ -114,7 +114,7 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     return remarks
 
 
-def respell(message: str, given: Any, legacy: Mapping[str, Any]) -> str:
+def use_config_names(message: str, given: Any, legacy: Mapping[str, Any]) -> str:
     """Name the settings in a message of `check` as the config does; the arguments are those of `resolve`."""
     inside = legacy.get("rope_scaling") or given or {}
     for name in ("rope_theta", "partial_rotary_factor"):

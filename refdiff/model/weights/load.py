@@ -25,10 +25,10 @@ from refdiff.model.weights.names import (
     count_parameters,
     flatten,
     layer_problems,
-    localize,
     nest,
     parameter_shapes,
     stored_architecture,
+    with_prefix,
 )
 from refdiff.model.weights.precision import NBYTES, STORED, TILE, compute_dtype, to_compute
 from refdiff.model.weights.safetensors_file import SafetensorsFile
@@ -133,7 +133,7 @@ def _converted(file: SafetensorsFile, stored: str, dtype: str) -> NDArray[Any]:
     tensor = file.tensors[stored]
 
     def done(first: int, last: int) -> None:
-        file.forget(tensor.begin + first, tensor.begin + last)
+        file.release_pages(tensor.begin + first, tensor.begin + last)
 
     return _read_only(to_compute(file.view(stored), STORED[tensor.dtype], dtype, done))
 
@@ -211,7 +211,7 @@ def find_parameters(
     places: dict[str, _Place] = {}
     problems: list[str] = []
     for file, stored in ((f, name) for f in files for name in f.tensors):
-        name = localize(stored, backbone_prefix(architecture))
+        name = with_prefix(stored, backbone_prefix(architecture))
         if name not in shapes:
             if name not in HEAD_PARAMETERS and not name.endswith("rotary_emb.inv_freq"):
                 kind = stored_architecture(config, architecture)

@@ -1,7 +1,7 @@
 """The names and shapes of a DiffLlama's parameters, and the nested dict that the model reads them from.
 
 Names are Hugging Face's, and unilm's for what transformers lacks (`subln`, `lambda_proj`). In files of
-the variant `paper` the last projection is `out_proj` (`stored_name`); both names are read (`localize`).
+the variant `paper` the last projection is `out_proj` (`stored_name`); both names are read (`with_prefix`).
 Axis letters: D hidden_size, F intermediate_size, V vocab_size, d head_dim.
 """
 
@@ -131,7 +131,7 @@ def attention_shapes(config: DiffLlamaConfig) -> Shapes:
     return shapes
 
 
-def localize(name: str, prefix: str) -> str:
+def with_prefix(name: str, prefix: str) -> str:
     """Return a stored name as the class whose base model stands under `prefix` spells it.
 
     `model.norm.weight`, `transformer.norm.weight` and `norm.weight` are one parameter, written by different

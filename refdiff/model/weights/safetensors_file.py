@@ -89,7 +89,7 @@ class SafetensorsFile:
         flat = np.frombuffer(self.memory, kind, count=tensor.nbytes // kind.itemsize, offset=tensor.begin)
         return flat.reshape(tensor.shape)
 
-    def forget(self, begin: int, end: int) -> None:
+    def release_pages(self, begin: int, end: int) -> None:
         """Release the memory of bytes of the file; the system reads them again when they are used.
 
         Without this, weights that are converted would stay in memory twice.

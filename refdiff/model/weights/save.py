@@ -60,7 +60,7 @@ def save(
     arrays = {stored_name(name, config.variant): array for name, array in checked.items()}
     if dtype is None:
         dtype = "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
-    compute_dtype(dtype)  # refuses a dtype that is none
+    compute_dtype(dtype)  # raises for an unknown dtype
     shards = _split(arrays, dtype, _parse_size(max_shard_size))
     directory = output_folder(directory)
     if directory.exists() and not directory.is_dir():

@@ -13,10 +13,10 @@ from refdiff.model.weights.names import (
     HEAD_PARAMETERS,
     count_parameters,
     flatten,
-    localize,
     nest,
     parameter_shapes,
     stored_name,
+    with_prefix,
 )
 from tests.model.models import VARIANT_NAMES
 from tests.model.variants import expected
@@ -52,7 +52,7 @@ def test_unknown_architecture_names_the_known_ones() -> None:
 @pytest.mark.parametrize("stored", ["", "model.", "transformer."])
 def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -> None:
     for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
-        assert localize(stored + name, prefix) == prefix + name
+        assert with_prefix(stored + name, prefix) == prefix + name
 
 
 def test_head_parameters_are_those_that_no_base_model_has() -> None:
@@ -102,10 +102,10 @@ def test_nest_undoes_flatten(tree: dict[str, Any]) -> None:
 
 def test_unilms_name_of_the_last_projection() -> None:
     for stored in ("model.layers.3.self_attn.out_proj.weight", "layers.3.self_attn.out_proj.weight"):
-        assert localize(stored, "model.") == "model.layers.3.self_attn.o_proj.weight"
+        assert with_prefix(stored, "model.") == "model.layers.3.self_attn.o_proj.weight"
     assert stored_name("model.layers.3.self_attn.o_proj.weight", "paper") == "model.layers.3.self_attn.out_proj.weight"
     assert stored_name("layers.3.self_attn.o_proj.bias", "paper") == "layers.3.self_attn.out_proj.bias"
     assert stored_name("layers.3.self_attn.q_proj.weight", "paper") == "layers.3.self_attn.q_proj.weight"
     for variant in set(VARIANT_NAMES) - {"paper"}:
         assert stored_name("layers.3.self_attn.o_proj.weight", variant) == "layers.3.self_attn.o_proj.weight"
-    assert localize("model.layers.3.mlp.out_proj.weight", "model.") == "model.layers.3.mlp.out_proj.weight"
+    assert with_prefix("model.layers.3.mlp.out_proj.weight", "model.") == "model.layers.3.mlp.out_proj.weight"

@@ -71,8 +71,8 @@ def test_forgotten_memory_is_read_again(tmp_path: Path) -> None:
     file = opened(tmp_path, pack({"x": stored(values)}))
     view = file.view("x")
     assert_array_equal(view, values)
-    file.forget(0, len(file.memory))
-    file.forget(5, 6)
+    file.release_pages(0, len(file.memory))
+    file.release_pages(5, 6)
     assert_array_equal(view, values)
 
 
@@ -132,7 +132,7 @@ def test_whole_pages_are_let_go_and_no_others() -> None:
 
     page, file = mmap.PAGESIZE, SafetensorsFile("", {}, {}, Memory())  # type: ignore[arg-type]
     for begin, end in ((1, 3 * page), (page, page + 5), (2 * page, 2 * page), (7, page - 1), (page + 1, 2 * page + 1)):
-        file.forget(begin, end)
+        file.release_pages(begin, end)
     spans = [(page, 2 * page), (page, 5), (2 * page, 1)]
     assert Memory.advice == [(mmap.MADV_DONTNEED, start, length) for start, length in spans]
 
