@@ -27,6 +27,7 @@ ELSEWHERE = {
     "<!-- test commands -->": ".ci/run",
     "<!-- shards -->": "tests/cli/prompts_file/test_run.py",
     "<!-- excerpt -->": "test_the_excerpt_is_of_the_sixty_lines",
+    "<!-- five minutes -->": "test_the_page_of_five_minutes",
     "--backend cupy": "test_the_commands_for_a_gpu_are_ones_that_there_are",
     "python -m pytest -m slow": ".ci/run",
     "loadPyodide()": "tests/browser/in_node.mjs",
@@ -69,6 +70,23 @@ def test_the_block_runs_as_it_is_pasted(checkout: Path, language: str, code: str
     ran = subprocess.run(command[language], cwd=checkout, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout
+
+
+def test_the_page_of_five_minutes(checkout: Path) -> None:
+    """Its commands in turn: the first verdict is the one that is shown, and the mended kernel passes."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGES["five_minutes.md"], re.M | re.S)
+    code = "".join(text for language, text in blocks if language == "sh")
+    paths = {"PATH": f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **paths, "PYTEST_ADDOPTS": "", "COLUMNS": "80"}
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code], cwd=checkout, env=env, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    ((first, last),) = (text.split("…\n") for language, text in blocks if language == "text")
+    assert first in ran.stdout
+    assert last in ran.stdout
+    assert "exit status 1" in ran.stdout
+    assert re.search(r"^\d+ passed, \d+ skipped", ran.stdout, re.M)
 
 
 def test_the_readme_is_short() -> None:

@@ -86,7 +86,8 @@ MENU = {
         "notebooks/guide_checkpoint", "guides/performance", "guides/clusters", "guides/cuda",
     ),
     "Check a kernel": (
-        "guides/kernels", "notebooks/guide_check_", "kernels/", "guides/implementations", "guides/real_bugs",
+        "guides/five_minutes", "guides/kernels", "notebooks/guide_check_", "kernels/", "guides/implementations",
+        "guides/real_bugs",
     ),
     "Contribute": ("notebooks/guide_array", "guides/testing"),
 }  # fmt: skip
