@@ -127,7 +127,7 @@ for length in (50, 100, 200, 400):
         times.append((seconds(whole_text), seconds(one_token)))
     slow, fast = np.min(times, axis=0)
     speedups[length] = slow / fast
-    print(f"timed, token {length:3}: without a cache {1000 * slow:4.0f} ms, with a cache {1000 * fast:4.1f} ms")
+    print(f"timed: token {length:3}, without a cache {1000 * slow:4.0f} ms, with a cache {1000 * fast:4.1f} ms")
 print("the last of 400 tokens comes at least 3 times as fast with a cache:", speedups[400] > 3)
 
 # %% [markdown]

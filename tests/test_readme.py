@@ -84,9 +84,9 @@ def test_the_page_of_five_minutes(checkout: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     ((first, last),) = (text.split("…\n") for language, text in blocks if language == "text")
     assert first in ran.stdout
-    assert last in ran.stdout
+    assert set(re.sub("residual.*", "", last).splitlines()) <= set(re.sub("residual.*", "", ran.stdout).splitlines())
     assert "exit status 1" in ran.stdout
-    assert re.search(r"^\d+ passed, \d+ skipped", ran.stdout, re.M)
+    assert re.search(r" \d+ passed, \d+ skipped in ", ran.stdout)
 
 
 def test_the_readme_is_short() -> None:

@@ -64,7 +64,7 @@ def _parses(parse: Any, code: str) -> bool:
 
 def _wrong_command(line: str) -> str | None:
     """Why the command line would not take this line, or None; lines of other programs are not looked at."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)  # a variable of the shell
     while words and re.fullmatch(r"\w+=.*|python|-m", words[0]):
         words = words[1:]
     if not words or words[0] != "refdiff" or "--help" in words or "--version" in words:
