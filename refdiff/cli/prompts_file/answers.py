@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.cli.flags import UsageError
@@ -33,6 +34,7 @@ def open_answers(path: str | None) -> Iterator[Answers]:
     if path is None:
         yield Answers("standard output", sys.stdout.buffer)
         return
+    is_new = not Path(path).exists()
     file = open(path, "ab+")  # noqa: PTH123, SIM115, there is one way to open in this mode
     try:
         if not lock(file, wait=False):
@@ -43,6 +45,9 @@ def open_answers(path: str | None) -> Iterator[Answers]:
     finally:
         with contextlib.suppress(OSError):  # it flushes a line once more that could not be written
             file.close()
+        with contextlib.suppress(OSError):
+            if is_new and Path(path).stat().st_size == 0:
+                Path(path).unlink()
 
 
 class Answers:
