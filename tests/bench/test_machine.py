@@ -98,14 +98,6 @@ def test_a_ceiling_is_what_is_kept_up_for_a_while_after_a_first_pass(monkeypatch
     assert passes == [90.0, 2.0, 2.0, 2.0]
 
 
-def test_every_number_of_the_matrix_is_read_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts: list[Any] = []
-    monkeypatch.setattr(np, "add", SimpleNamespace(reduce=lambda numbers, axis: parts.append(numbers)))
-    Ceilings(BenchSettings(threads=2, min_seconds=0, pause=0)).gemv(rows=48, columns=6)()
-    assert sum(part.nbytes for part in parts) == 2 * 48 * 6 * 4  # once to wake the threads
-    assert len(parts) == 2 * 2
-
-
 class Card:
     """A device with 1000 bytes, of which others use 300; what waits is counted."""
 

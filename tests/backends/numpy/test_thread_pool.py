@@ -1,6 +1,5 @@
 """Threads: every part is done once, errors come out, and BLAS gets its threads back."""
 
-import contextlib
 import gc
 import os
 import select
@@ -8,7 +7,6 @@ import signal
 import sys
 import threading
 import warnings
-import weakref
 
 import numpy as np
 import pytest
@@ -134,54 +132,6 @@ def test_passes_of_several_threads_leave_blas_as_it_was(workers, first):
     assert blas_threads() == before
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_finished_work_releases_its_arrays(fails):
-    """Arrays that a part of the work refers to are not kept until there is other work: their memory is used again."""
-
-    class Something:
-        pass
-
-    def go(there: Something) -> weakref.ref[Something]:
-        def work(_: int, there: Something = there) -> None:
-            meeting.wait()
-            if fails:
-                raise KeyError
-
-        with workers.running(), contextlib.suppress(KeyError):
-            workers.map(work, range(2))
-        return weakref.ref(there)
-
-    workers, meeting = Workers(2), threading.Barrier(2, timeout=20)
-    left = go(Something())
-    gc.collect()
-    wait_until(lambda: gc.collect() >= 0 and left() is None)  # a helper keeps an error longer than the caller waits
-
-
-def test_work_that_no_helper_has_begun_is_taken_by_the_caller():
-    """Who is done does not wait for a helper that another caller has."""
-    workers, inside, end = Workers(2), threading.Event(), threading.Event()
-
-    def held(_: int) -> None:
-        inside.set()
-        assert end.wait(20)
-
-    def other() -> None:
-        with workers.running():
-            workers.map(held, range(2))
-
-    first = threading.Thread(target=other)
-    first.start()
-    assert inside.wait(20)
-    done: list[int] = []
-    with workers.running():
-        workers.map(done.append, range(5))
-    assert sorted(done) == list(range(5))
-    assert not end.is_set()
-    end.set()
-    first.join(20)
-    assert not first.is_alive()
-
-
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
 def test_results_are_taken_in_the_order_of_the_items(threads, count):
@@ -304,29 +254,3 @@ def test_callers_in_two_threads_share_the_helpers():
         thread.join(20)
     assert sorted(seen) == [(caller, item, n) for caller in range(2) for item in range(50) for n in range(5)]
     assert len(named() - others) == 1
-
-
-def test_nested_work_runs_in_the_thread_of_its_item():
-    workers, inner = Workers(2), []
-
-    def work(item: int) -> None:
-        here = threading.current_thread()
-        workers.map(lambda _: inner.append(threading.current_thread() is here), range(3))
-        workers.split(64, lambda start, stop: inner.append((start, stop) == (0, 64)), align=16)
-
-    with workers.running():
-        workers.map(work, range(4))
-        assert inner == [True] * 16
-        workers.split(64, lambda start, stop: inner.append((start, stop)), align=16)  # and afterwards all do
-    assert sorted(inner[16:]) == [(0, 32), (32, 64)]
-
-
-def test_the_last_items_use_all_threads():
-    workers, meeting = Workers(2), threading.Barrier(2, timeout=20)
-
-    def work(item: int) -> None:
-        if item == 2:
-            workers.map(lambda _: meeting.wait(), range(2))  # passes only if two are under way at once
-
-    with workers.running():
-        workers.map_in_order(work, range(3), lambda result: None)
