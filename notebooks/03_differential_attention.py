@@ -16,11 +16,13 @@
 # **The question: when does subtracting a second attention map remove noise, and is that what a trained model does with
 # it?**
 #
-# The finding first. Subtraction works like noise-canceling headphones, under two conditions: both maps share the noise,
-# and the first map has much of it. In our small trained model the first condition fails. The two maps of a pair share
-# little, and subtraction *dilutes* the token that the leading map prefers, in more than nine rows of ten. What the
-# model does instead is to subtract a broader map from a sharper one. It is one model with 2.9 million parameters; large
-# ones may differ.
+# The finding first. Subtraction works like noise-canceling headphones if both maps share the noise and the first map
+# has much of it. In our small trained model, the two maps of a pair share little of their *weights*: the token that the
+# leading map prefers even loses share of all |weight|, in more than nine rows of ten. But what counts is what the
+# weights add up to, and there the idea works. The other map is broad. What it takes from the text is nearly the average
+# of all values, and the noise of the leading map adds up to nearly the same average. In the three layers that subtract
+# strongly, the preferred token makes up about half of the output before the subtraction, and two thirds after it. It is
+# one model with 2.9 million parameters; large ones may differ.
 #
 # Allow 30 minutes. You need chapter 01.
 
@@ -63,11 +65,18 @@ sketches.bars(rows, needle)
 
 # %% [markdown]
 # The needle's weight does not grow; it falls a little. Everything else shrinks more, so its *share* of all |weight|
-# grows. The share is what counts, because a norm follows that rescales the result.
+# grows. A norm follows and rescales the result, so only shares count. (The norm sees the sum of the values, not the
+# weights. Where the values are known, we will look at that sum as well.)
 #
-# How large should λ be? Say $A_1$ gives the needle $p$, and $A_2$ gives it hardly anything. If both have the same
-# noise, it cancels at $\lambda^* \approx 1 - p$, and the gain is gone at about twice as much. **Subtract as much as
-# the first map has noise.** The ring marks where a curve is back at the height at which it began:
+# How large should λ be? Say $A_1$ gives the needle $p$ and the noise $1 - p$, and $A_2$ gives them $q$ and $1 - q$. If
+# the noise has the same shape in both, it vanishes where $1 - p = \lambda (1 - q)$. The needle has its old share again
+# where $(p - \lambda q) / (\lambda (1 - q) - (1 - p)) = p / (1 - p)$. So the best λ, and the one at which the gain is
+# gone, are
+#
+# $$\lambda^* = \frac{1-p}{1-q} \approx 1-p, \qquad \frac{2p(1-p)}{p+q-2pq} \approx 2(1-p)$$
+#
+# **Set λ to the first map's share of noise; at twice that, the gain is gone.** We call this the rule. The ring marks
+# where a curve is back at the height at which it began:
 
 # %%
 lambdas_tried = np.linspace(0, 2, 2001)
@@ -89,8 +98,9 @@ sketches.share_by_strength(lambdas_tried, shares, rules)
 # A needle that the first map has found already has little to gain and much to lose. Beyond λ = 0.19, the second map
 # does not cancel noise: it *is* the noise.
 #
-# And if the noise is not shared? Let ρ be the correlation between the scores of the two maps. Here are the means of
-# 2,000 random draws:
+# And if the noise is not shared? Let ρ be the correlation between the scores that the two maps give the keys, before
+# the softmax. Here are the means of 2,000 random draws. For comparison, a third kind of second map is flat: it gives
+# every key the same.
 
 # %%
 n1, n2 = np.random.default_rng(0).standard_normal((2, 2000, S))
@@ -99,7 +109,7 @@ correlations = np.linspace(0, 1, 11)
 
 def needle_share(told, lambda_, rho):
     one = tiny.softmax(n1 + told * (np.arange(S) == needle))
-    two = tiny.softmax(rho * n1 + np.sqrt(1 - rho**2) * n2)  # the same scores to the part ρ
+    two = tiny.softmax(rho * n1 + np.sqrt(1 - rho**2) * n2) if rho is not None else np.full(S, 1 / S)
     row = np.abs(one - lambda_ * two)
     return (row[:, needle] / row.sum(axis=-1)).mean()
 
@@ -111,15 +121,18 @@ for kind, told in (("weak", 2.5), ("strong", 6.0)):
     for strength in (0.25, 0.5, 0.75):
         found = np.array([needle_share(told, strength, rho) for rho in correlations])
         helps = f"gains from ρ = {correlations[found > alone][0]:.1f} on" if found.max() > alone else "loses at every ρ"
-        print(f"{kind:6} needle, λ = {strength:.2f}: {helps}; {alone:.2f} alone, {found[-1]:.2f} at ρ = 1")
+        flat = needle_share(told, strength, None)
+        print(f"{kind:6} needle, λ = {strength:.2f}: {helps}; "
+              f"{alone:.2f} alone, {flat:.2f} flat, {found[-1]:.2f} at ρ = 1")  # fmt: skip
         lines[f"A₁ − {strength:g} A₂"] = found
 sketches.gain_by_correlation(correlations, panels, (0.24, 0.40))
 
 # %% [markdown]
-# So the story needs shared noise, and much of it. The gray band shows where layers 1 to 5 of the trained model are.
-# They are far from ρ = 1, where the large gains lie.
+# Large gains need shared noise: they lie near ρ = 1. A weak needle also gains a little from a flat map, or from one
+# that shares nothing: both take something off every key. A strong needle loses. The gray band shows where layers 1 to 5
+# of the trained model are, as we will measure below. They are far from ρ = 1.
 #
-# ## What training made of λ
+# ## How training changed λ
 #
 # Each layer learns its λ from four vectors:
 #
@@ -141,16 +154,17 @@ print("λ     ", [round(float(x), 2) for x in lambdas])
 sketches.strengths_by_layer(lambdas)
 
 # %% [markdown]
-# **λ above 1 (layer 3) swaps the roles.** The norm that follows removes the size of $-\lambda(A_2 - A_1/\lambda)$, and
-# $W^O$ can absorb its sign. So $A_2$ leads, and $A_1$ is subtracted with a strength of 1/1.56 = 0.64. We call the
-# map with the larger factor the *leading* map.
+# **λ above 1 (layer 3) swaps the roles.** $A_1 - \lambda A_2 = -\lambda(A_2 - A_1/\lambda)$. The norm that follows
+# removes the factor λ, and $W^O$ can reverse the sign. So $A_2$ leads, and $A_1$ is subtracted with a strength of
+# 1/1.56 = 0.64. We call the map with the larger factor the *leading* map.
 #
 # **λ below 0 (layers 1 and 5) adds.** Nothing cancels there; the pair acts like one softmax that mixes two.
 #
 # ## Do the two maps share their noise?
 #
-# We measure on the openings of eight tales that the model has never seen. Each dot is one pair. For comparison, gray
-# diamonds show maps that do *not* belong together: $A_1$ of one pair and $A_2$ of another.
+# We measure on the openings of eight tales that the model has never seen: for each query, the correlation over the keys
+# of the scores of $A_1$ and $A_2$, and the mean over queries. Each dot is one pair. For comparison, diamonds show maps
+# that do *not* belong together: $A_1$ of one pair and $A_2$ of another.
 
 # %%
 same = np.eye(3, dtype=bool)
@@ -181,14 +195,15 @@ print(f"{len(trained[0]):,} of {visible.sum():,} weights of the trained pair are
 sketches.scatter_maps({"built: shared noise": built, "trained: layer 4, pair 0": trained}, needle)
 
 # %% [markdown]
-# Shared noise would lie along the diagonal, as it does on the left. On the right, a weight in one map says little about
-# the weight in the other.
+# Shared noise would lie along the diagonal, as it does on the left. On the right, a weight in one map says much
+# less about the weight in the other.
 #
 # ## Does the preferred token gain?
 #
 # For each query, take the token to which the leading map gives most. What share of Σ|weight| does it have before and
 # after the other map is subtracted? For comparison, we also compute what the same λ *would* do if the noise were
-# shared: the other map keeps its weight on the token, and its rest gets the shape of the leading map's.
+# shared, that is, if the weights that the other map gives to all other tokens had the same proportions as those of the
+# leading map.
 
 # %%
 table = []
@@ -208,12 +223,58 @@ sketches.group_bars({name: {f"layer {i}": float(x[i]) for i in shown} for name, 
                     "share of the preferred token, layers that subtract")  # fmt: skip
 
 # %% [markdown]
-# **The share falls in every layer, and in more than nine rows of ten.** Subtraction does not sharpen the leading map's
-# favorite; it dilutes it. In layers 2, 3 and 4, λ is not to blame: with shared noise, the same λ would *raise* the
-# share. In layer 0, it is too large in 69 % of the rows. (The favorite need not be the token that matters. Chapter 05
-# shows what the loss wants.)
+# **The share of Σ|weight| falls in every layer that subtracts, in more than nine rows of ten.** (It falls in layers 1
+# and 5 as well, but they add a map.) In layers 2, 3 and 4, λ is not to blame: with shared noise, the same λ would
+# *raise* the share. In layer 0, it is too large in 69 % of the rows. (The favorite need not be the token that matters,
+# which nobody knows here.)
 #
-# ## What has training found instead?
+# Is the favorite diluted, then? The norm does not see weights. It sees their sum with the values, $o = \sum_j w_j v_j$.
+# Token $j$ makes up the part $(w_j v_j \cdot o) / (o \cdot o)$ of it; the parts of all tokens sum to 1.
+
+# %%
+traces = [oracle.trace(model, row[None]) for row in ids]  # every intermediate result of a run
+parts, rises, likeness = [], [], []
+
+
+def split(row, top, values):
+    """What the top token and all others add to the output: each (layer, pair, query, 2d)."""
+    favorite = np.take_along_axis(row, top, -1) * np.take_along_axis(values, top, -2)
+    return favorite, row @ values - favorite
+
+
+def cosine(a, b):
+    return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+
+
+for m, trace in zip(maps, traces, strict=True):
+    values = np.array([trace[f"model.layers.{layer}.self_attn.values"][0] for layer in range(6)])
+    leading, other, strength = sketches.leading_maps(m)
+    top = leading.argmax(axis=-1)[..., None]
+    shares_in_output = []
+    for row in (leading, leading - strength * other):
+        favorite, rest = split(row, top, values)
+        out = favorite + rest
+        shares_in_output.append((favorite * out).sum(axis=-1) / (out * out).sum(axis=-1))
+    parts.append([x.mean(axis=(1, 2)) for x in shares_in_output])
+    rises.append((shares_in_output[1] > shares_in_output[0]).mean(axis=(1, 2)))
+    average = np.tri(values.shape[2])[-leading.shape[2] :]
+    average = average / average.sum(axis=-1, keepdims=True) @ values  # of the values of all tokens so far
+    noises = [split(row, top, values)[1] for row in (leading, other)]
+    likeness.append([cosine(a, b).mean(axis=(1, 2)) for a, b in
+                     ((noises[0], noises[1]), (noises[0], average), (noises[1], average))])  # fmt: skip
+part_alone, part_after = np.mean(parts, axis=0)
+print("part of the output, alone:", part_alone.round(2), " after:", part_after.round(2))
+print("it rises in", "   ".join(f"{x:.0%} (layer {i})" for i, x in enumerate(np.mean(rises, axis=0))), "of rows")
+series = {"leading map alone": part_alone, "after the subtraction": part_after}
+sketches.group_bars({name: {f"layer {i}": float(x[i]) for i in shown} for name, x in series.items()},
+                    "the preferred token's part of the output")  # fmt: skip
+
+# %% [markdown]
+# **In layers 2, 3 and 4, the favorite's part of the output rises from about a half to about two thirds, in more than
+# eight rows of ten.** So subtraction does in this model what the paper wants, and Σ|weight| does not show it. (In layer
+# 0, where λ is 0.19, nothing changes.) How can that be, if the maps share so little?
+#
+# ## What did training find?
 #
 # Over how many tokens does a row spread its weight? The exponential of its entropy counts them: 1 for a row that sees
 # one token, $n$ for an even row over $n$ tokens.
@@ -230,9 +291,21 @@ print(f"the other map spreads over {other_breadth.min():.0f} to {other_breadth.m
 sketches.breadths(np.stack([first_breadth, second_breadth]), lambdas)
 
 # %% [markdown]
-# **The leading map is the sharper one in 17 of 18 pairs.** The other spreads over some 20 to 90 tokens. It is not a
-# copy of the noise but more like an average. Subtracting it takes a little off every token, so those that the leading
-# map passes over end up below zero.
+# **The leading map is the sharper one in 17 of 18 pairs.** The other spreads over some 20 to 90 tokens. It is no copy
+# of the leading map's noise. But a sum over many tokens is nearly the same whichever tokens they are: the average of
+# their values. We compare the directions of three vectors: what the leading map adds up to without its favorite, what
+# the other map does, and the average of the values of all tokens so far.
+
+# %%
+alike = np.mean(likeness, axis=0)
+for name, cosines in zip(("noise of both maps", "noise of the leading map, average", "noise of the other, average"),
+                         alike, strict=True):  # fmt: skip
+    print(f"cosine, by layer: {name:34}", cosines.round(2))
+
+# %% [markdown]
+# **In layers 1 to 4, the noise of both maps points in nearly the same direction, that of the average.** That is the
+# noise that the two maps share: not token by token, but in what they hand over. Subtraction removes it, and the
+# favorite stands out.
 #
 # Does this help the model? We remove second maps and measure the loss on the eight tales.
 
@@ -259,10 +332,10 @@ print(f"λ = 0 in layer 3, which removes the leading map: {wrong_map[0]:+.3f} ±
 print(f"λ = 0 in every layer: {no_second[0]:+.3f} ± {no_second[1]:.3f}")
 
 # %% [markdown]
-# No single subtraction is missed: each interval contains 0. All four together cost 0.059 ± 0.042, and the two additions
-# cost 0.057 ± 0.019. So second maps carry something, but little. Setting every λ to 0 does far more harm, and most of
-# it, 0.353 ± 0.059, comes from layer 3, where it removes the map that leads. Keep in mind that this model was *trained*
-# with its second maps; chapter 05 compares it with one trained without.
+# For a single subtraction each interval contains 0, so a change of 0.02 could hide in it. All four together cost 0.059
+# ± 0.042, and the two additions cost 0.057 ± 0.019. So second maps carry something, but little. Setting every λ to 0
+# does far more harm, and most of it, 0.353 ± 0.059, comes from layer 3, where it removes the map that leads. Keep in
+# mind that this model was *trained* with its second maps; chapter 05 compares it with one trained without.
 #
 # ## The norm and the factor
 #
@@ -271,15 +344,13 @@ print(f"λ = 0 in every layer: {no_second[0]:+.3f} ± {no_second[1]:.3f}")
 # $$\mathrm{head}_i = (1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
 #
 # *Why the norm?* The paper says that differential heads differ more in size than softmax heads. In our model they do in
-# four layers of six (counted below). *Why the factor?* In a new model both maps are nearly even and nearly alike, so
-# the difference has $1-\lambda$ times the size of one map. The norm throws that size away and blows up the gradients
-# with it, more so in deep layers, where $\lambda_{init}$ is larger. The factor $1-\lambda_{init}$ takes the growth
-# with depth back:
+# four layers of six (counted below). *Why the factor?* In a new model the weights of both maps are nearly even, so the
+# difference is about $1-\lambda$ times one map. The norm enlarges it to size 1, and its gradients by as much: more in
+# deep layers, where $\lambda_{init}$ is larger. The factor $1-\lambda_{init}$ undoes this growth with depth:
 
 # %%
 spreads = np.zeros((6, 2, len(ids)))  # layer; one map or both; tale
-for number, row in enumerate(ids):
-    trace = oracle.trace(model, row[None])  # every intermediate result of a run
+for number, trace in enumerate(traces):
     for layer in range(6):
         names = ("attn2" if lambdas[layer] > 1 else "attn1", "diff")
         prefix = f"model.layers.{layer}.self_attn."
@@ -298,7 +369,8 @@ sketches.curves(depths, lines, "layer", "gradient of W_Q, plain head = 1", yscal
 
 # %% [markdown]
 # With the norm alone, the gradient grows about fourfold from layer 0 to layer 27. With the factor it is nearly level,
-# but still about 15 times a plain head's. The paper's appendix G calls the two the same "up to constant factors".
+# but still about 15 times a plain head's, because one map's own output, an average of many values, is small, and the
+# factor does not undo that. (The paper's appendix G says that the gradients are the same "up to constant factors".)
 #
 # ## See for yourself
 #
@@ -314,8 +386,9 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # %% [markdown]
 # ## The answer
 #
-# **Subtraction removes noise if both maps share it and the first map has much of it, but our trained model subtracts a
-# broader map from a sharper one, which dilutes the leading map's favorite and gains the model little.**
+# **Subtraction removes noise if both maps share it and the first map has much of it; our trained model shares it not in
+# the weights but in their sum, the average value, which a broad second map takes away from a sharp first one, at a
+# small gain for the loss.**
 #
 # <details>
 # <summary>What is checked of this chapter</summary>
@@ -334,6 +407,10 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # assert all(less[layer][0] < -less[layer][1] for layer in (0, 2, 3, 4))
 # assert falls.min() > 0.9
 # assert (if_shared[2:5] > alone[2:5] + 0.1).all()
+# assert (0.45 < part_alone[2:5]).all() and (part_alone[2:5] < 0.55).all()
+# assert (0.6 < part_after[2:5]).all() and (part_after[2:5] < 0.75).all()
+# assert np.mean(rises, axis=0)[2:5].min() > 0.8
+# assert alike[:, 1:5].min() > 0.7
 # assert if_shared[0] < alone[0]
 # assert np.argwhere(~leading_sharp).tolist() == [[3, 2]]
 # assert all(abs(removed[layer,][0]) < removed[layer,][1] for layer in (0, 2, 3, 4))
