@@ -107,7 +107,7 @@ def _nucleus_below(z: Any, p: float) -> Any:
 
 LEARNERS: list[tuple[str, Function, str]] = [
     ("eq3", lambda *args: _heads_on_tiled_keys(*args, paper=False), "keys_tiled"),
-    ("eq3_paper", lambda *args: _heads_on_tiled_keys(*args, paper=True), "groups_tiled"),
+    ("eq3_paper", lambda *args: _heads_on_tiled_keys(*args, paper=True), "keys_tiled"),
     ("attention_share", lambda w, keys: abs(sum(w[i] for i in keys)) / sum(abs(w)), "absolute values are taken after"),
     ("lambda_init", lambda layer: 0.8 - 0.6 * np.exp(-0.3 * (layer - 1)), "the paper's l − 1"),
     ("eq1", lambda *args: _loops(*args[:5], 1.0), "λ is left out"),
