@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -52,24 +51,6 @@ def ask(preset: str, dtype: str, *names: str, order: int = 0, most: int = 1) -> 
     both = pair_of_cases(preset, dtype)
     outs = [output_of(case, *names, order=order) for case in both]
     return diagnose(outs, both[0].spec, [case.inputs for case in both], recipe=dtype, max_deviations=most)
-
-
-@pytest.mark.parametrize(
-    ("preset", "dtype", "name"),
-    [
-        ("hf_diffllama", "bfloat16", "interleaved_pairs"),
-        ("hf_diffllama", "float16", "epsilon_1e-6"),
-        pytest.param("diff_v2", "bfloat16", "v2_half_split_pairs", marks=pytest.mark.slow),
-        pytest.param("gda", "float32", "other_signal_noise_order", marks=pytest.mark.slow),
-        ("hf_diffllama", "bfloat16", "no_padding_mask"),  # which one of the two cases shows
-        ("hf_diffllama", "float32", "read_as_ms_v1"),  # rows F1, F2 and F6 together: three choices, and one name
-    ],
-)
-def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
-    found = ask(preset, dtype, name)
-    assert found.status == UNIQUE, found
-    assert name in (found.findings[0].hypotheses[0].name, *found.findings[0].hypotheses[0].mistake.aliases)
-    assert name in str(found)
 
 
 @pytest.mark.parametrize(
@@ -181,18 +162,6 @@ def test_without_an_output_the_rest_is_judged() -> None:
     assert found.notes[0].startswith("dv is wrong: ")
 
 
-@pytest.mark.slow
-def test_noise_is_no_mistake() -> None:
-    case = pair_of_cases("hf_diffllama", "bfloat16")[0]
-    right = output_of(case)
-    noise = np.random.default_rng(0).normal(size=right.shape)
-    found = diagnose(noise, HF, case.inputs, recipe="bfloat16", max_deviations=1)
-    assert found.status == NONE_FITS
-    assert not found.findings
-    assert not found.where
-    assert found.notes[0].startswith("nothing in the catalogue, alone, explains more than ")
-
-
 def test_the_answers_that_the_docstring_and_the_guide_show() -> None:
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
     inputs = draw(spec, Structure(2, 70, 70), "natural", 0, "bfloat16")
@@ -233,16 +202,6 @@ def test_mistakes_that_inputs_cannot_tell_apart_are_ambiguous() -> None:
     assert {"lambda_on_both_maps", "lambda_init_is_1"} <= {c.name for c in found.findings}
 
 
-def test_replay_of_the_eager_file_under_gqa() -> None:
-    """Row F5: unilm's two implementations, each taken for the other."""
-    eager, flash = small_spec("ms_v1_naive"), MS
-    case = cases("discriminating", 5, spec=flash, dtype="float32")[0]
-    out = truth(eager, case.inputs).out
-    found = diagnose(out, flash, case.inputs, recipe="float32", max_deviations=1)
-    assert found.status == UNIQUE
-    assert found.findings[0].hypotheses[0].mistake.row == "F5"
-
-
 def test_a_kernel_in_place_of_its_outputs() -> None:
     both = [case.inputs for case in pair_of_cases("hf_diffllama", "float32")]
 
@@ -269,35 +228,6 @@ def test_arguments() -> None:
         diagnose([{"lse1": out[..., 0]}, {"out": out}], HF, [case.inputs] * 2, recipe="float32")
     with pytest.raises(TypeError):
         diagnose({"out": "no"}, HF, case.inputs, recipe="float32")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("preset", "dtype", "every"),
-    [
-        ("hf_diffllama", "bfloat16", 3),
-        pytest.param("hf_diffllama", "bfloat16", 1, marks=pytest.mark.nightly),
-        pytest.param("diff_v2", "float16", 1, marks=pytest.mark.nightly),
-    ],
-)
-def test_all_singles_are_named(preset: str, dtype: str, every: int) -> None:
-    """Those that both cases can show; the case of whisper has no padding, which a mistake about padding needs.
-
-    Outputs of zeros have no name: many mistakes give them.
-    """
-    wrong: dict[str, Any] = {}
-    # its wrong layer takes logarithms of weights that float16 has rounded to zero, which no kernel would do
-    lossy = {"difference_before_softmax"} if dtype == "float16" else set()
-    for n, d in list(enumerate(deviations(small_spec(preset))))[::every]:
-        both = pair_of_cases(preset, dtype)
-        outs = [kernel(case, [d], n) for case in both]
-        kept = [(out, case.inputs) for out, case in zip(outs, both, strict=True) if out is not None]
-        spec: Spec = both[0].spec
-        found = diagnose([o for o, _ in kept], spec, [x for _, x in kept], recipe=dtype, max_deviations=1)
-        zeros = not any(np.any(out) for out, _ in kept)
-        if found.status != NO_DEVIATION and found.name != d.name and d.name not in lossy and not zeros:
-            wrong[d.name] = (found.status, [c.name for c in found.findings if c.fits])
-    assert not wrong
 
 
 @pytest.mark.slow
