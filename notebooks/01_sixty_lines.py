@@ -368,7 +368,7 @@ sketches.token_bars(tokens, {"A₁": first, f"{lambda_:.2f} A₂": lambda_ * sec
 # %% [markdown]
 # Subtraction does here what the paper wants: the words that matter gain a little, from 20 to 25 %. It does not do
 # much. No pair of this model has learned to look for them as the head of the plain model has, with its 56 %. One row
-# proves nothing either way. Chapter 03 looks at thousands of rows, and finds something else.
+# proves nothing either way. Chapter 03 looks at thousands of rows.
 #
 # ## A story
 #

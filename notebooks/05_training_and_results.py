@@ -110,9 +110,9 @@ print(f"'wolf' is wanted most in {(first_choice == wolf).sum()} of {first_choice
 sketches.all_pairs({"−G: blue, the loss wants more": wanted, "P = A₁ − λ A₂": given}, words[: query + 1])
 
 # %% [markdown]
-# The pairs disagree. One might expect all of them to be pushed toward "wolf". The loss wants it most in only 3 of 18,
-# and in half of them it wants *less* of it. Heads are pulled in different directions, and no single pair tells the
-# story.
+# The pairs disagree. One might expect all of them to be pushed toward "wolf". The loss wants it most in only 3 of 18.
+# Heads are pulled in different directions, and no single pair tells the story. (Only differences within a row count:
+# each map's rows sum to 1, so it cannot give every token more.)
 #
 # ## What moves λ
 #
@@ -201,7 +201,8 @@ sketches.runs(np.arange(begin) * every, start, "step", "loss on sequences of 8 t
 # %% [markdown]
 # **Both differential kinds learn the look-up sooner**: at step 120 to 140, and plain attention at 360 to 620. Is it the
 # difference, or the norm and the other changes that come with it? With λ fixed at 0, five of six do not find it, and
-# the sixth only at step 480. So it takes the second maps. As many maps without a subtraction were not tried.
+# the sixth only at step 480. (With λ = 0 a model has half as many maps as a plain one. As many maps without a
+# subtraction were not tried.)
 #
 # After all 2,000 steps, how many values does each kind find, and where does it look?
 
@@ -232,12 +233,13 @@ sketches.runs(range(len(lengths)), accuracies, "tokens in a sequence", "values f
 
 # %% [markdown]
 # A star marks an interval that excludes 0. (With no real difference, about one interval in twenty still gets a star.)
-# **v2 finds the most values, in all but the shortest sequences. v1 finds more than plain attention in sequences of 16
-# to 64 tokens**, and as few in longer ones. Both give more of their attention to the *answer* (a needle's key, its
-# value, and the token after it) in sequences of 16 tokens and more. Less attention to *noise*, the paper's claim, shows
-# only in v2, and only in sequences of 8 to 64 tokens. Why v2 does so much better than v1 was not tested.
+# **v2 finds more values than plain attention, in all but the shortest sequences. v1 finds more in sequences of 16 to 64
+# tokens**; in longer ones no difference can be measured. Both give more of their attention to the *answer* (a needle's
+# key, its value, and the token after it) in sequences of 16 tokens and more. Less attention to *noise*, the paper's
+# claim, shows only in v2, and only in sequences of 8 to 64 tokens. Why v2 does so much better than v1 was not tested.
 #
-# The last layer, in the longest sequences of training, shows how unequal models of one kind are:
+# The last layer, in the longest sequences of training, shows how much models of one kind differ. There v2 gives *more*
+# to noise than plain attention, and still finds more:
 
 # %%
 longest = str(experiment.longest)
@@ -280,7 +282,8 @@ level = text["unigram_loss"], "token frequencies alone"
 sketches.curves(steps, lines, "step", "validation loss (nats per token)", errors=errors, level=level, xticks=steps)
 
 # %% [markdown]
-# **At the end v1 is behind plain attention by 0.77, and v2 is ahead of it by 0.10.** A third of the learning rate does
+# **At the end v1 is behind plain attention by 0.77, and v2 is ahead of it by 0.10.** At step 100, v1 is still no better
+# than token frequencies: with AdamW at these two rates, it failed to train well. A third of the learning rate does
 # not help v1. But without the norm after the difference, or with the optimizer Muon, v1 keeps up with plain attention.
 # So the difference alone is not to blame: here it took the norm *and* AdamW. Why these two do not go together was not
 # examined, nor other settings of AdamW.
