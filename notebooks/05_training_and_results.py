@@ -233,10 +233,11 @@ sketches.runs(range(len(lengths)), accuracies, "tokens in a sequence", "values f
 
 # %% [markdown]
 # A star marks an interval that excludes 0. (With no real difference, about one interval in twenty still gets a star.)
-# **v2 finds more values than plain attention, in all but the shortest sequences. v1 finds more in sequences of 16 to 64
-# tokens**; in longer ones no difference can be measured. Both give more of their attention to the *answer* (a needle's
-# key, its value, and the token after it) in sequences of 16 tokens and more. Less attention to *noise*, the paper's
-# claim, shows only in v2, and only in sequences of 8 to 64 tokens. Why v2 does so much better than v1 was not tested.
+# **v2 finds more values than plain attention, in all but the shortest sequences. v1 finds more than plain attention in
+# sequences of 16 to 64 tokens**; in longer ones no difference can be measured. Both give more of their attention to the
+# *answer* (a needle's key, its value, and the token after it) in sequences of 16 tokens and more. Less attention to
+# *noise*, the paper's claim, shows only in v2, and only in sequences of 8 to 64 tokens. Why v2 does so much better than
+# v1 was not tested.
 #
 # The last layer, in the longest sequences of training, shows how much models of one kind differ. There v2 gives *more*
 # to noise than plain attention, and still finds more:
