@@ -134,7 +134,8 @@ class BatchTextStreamer:
 class TextStreamer(BatchTextStreamer):
     """Prints the text of one prompt while it is generated; `text` is the text so far.
 
-    write: called with every piece of text in place of printing. A subclass may have its own `on_finalized_text`.
+    write: called with every piece of text in place of printing. A subclass may have its own
+        `on_finalized_text`.
 
     Raises:
         ValueError: more than one sequence.
@@ -163,7 +164,7 @@ class TextStreamer(BatchTextStreamer):
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Receive each new piece of text, and an empty one at the end; print it, or pass it to `write`."""
+        """Print a new piece of text, or pass it to `write`; the last one is empty."""
         if self._write_text is None:
             print(text, end="\n" if stream_end else "", flush=True, file=sys.stdout)
         elif text:

@@ -172,7 +172,7 @@ class Vocabulary:
         return self.unk_token_id if found is None else found
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """id → token as the vocabulary spells it, or a list of them for ids (T,); an unknown id gives None."""
+        """id → token as the vocabulary spells it, or a list for ids (T,); None for an unknown id."""
         if isinstance(ids, int | np.integer):
             return self.backend.id_to_token(int(ids)) if ids >= 0 else None
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
