@@ -202,8 +202,7 @@ sketches.scatter_maps({"built: shared noise": built, "trained: layer 4, pair 0":
 #
 # For each query, take the token to which the leading map gives most. What share of Σ|weight| does it have before and
 # after the other map is subtracted? For comparison, we also compute what the same λ *would* do if the noise were
-# shared, that is, if the weights that the other map gives to all other tokens had the same proportions as those of the
-# leading map.
+# shared: if, without that token, both maps had the same proportions.
 
 # %%
 table = []
@@ -303,7 +302,7 @@ for name, cosines in zip(("noise of both maps", "noise of the leading map, avera
     print(f"cosine, by layer: {name:34}", cosines.round(2))
 
 # %% [markdown]
-# **In layers 1 to 4, the noise of both maps points in nearly the same direction, that of the average.** That is the
+# **In layers 1 to 4, the noise of both maps points in nearly the same direction as the average.** That is the
 # noise that the two maps share: not token by token, but in what they hand over. Subtraction removes it, and the
 # favorite stands out.
 #

@@ -160,8 +160,8 @@ means = [np.exp(np.mean([np.log(p[i + n - 1, token]) for n, token in enumerate(p
 print("mean probability of its tokens, each time:", *(f"{mean:.2f}" for mean in means))
 
 # %% [markdown]
-# Not sure at all: at a typical token of the sentence, all others together are twice as likely. But none of them alone
-# is more likely, so greedy decoding never takes one.
+# Not sure at all: at a typical token of the sentence, the rest of the vocabulary is twice as likely, taken together.
+# But no single token is more likely, so greedy decoding always takes this one.
 #
 # *Sampling* draws the next token from the probabilities instead:
 #

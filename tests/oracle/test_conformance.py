@@ -171,6 +171,8 @@ def test_the_fixture(outside: dict[str, str], tmp_path: Path) -> None:
 def test_the_steps_of_the_action(outside: dict[str, str], tmp_path: Path) -> None:
     """A kernel that fails: the table in the job's summary, and a file that repeats the failing case."""
     action = (ROOT / ".github" / "actions" / "check-kernel" / "action.yml").read_text(encoding="utf-8")
+    (installed,) = re.findall(r'install -q "\$GITHUB_ACTION_PATH/(.*?)\[oracle\]"', action)
+    assert (ROOT / ".github" / "actions" / "check-kernel" / installed).resolve() == ROOT.resolve()
     (command,) = re.findall(r"run: >-\n(.*?)\n +env:", action, re.S)
     summary, folder = tmp_path / "summary.md", tmp_path / "refdiff-failed"
     given = {"KERNEL": KERNELS + "wrong_rope", "SPEC": "hf_diffllama,window=5", "RECIPE": "float32"}
