@@ -61,7 +61,7 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
         "FILE of -o is replaced when the text is complete; an error or Ctrl-C leaves it as it was.",
         "What the checkpoint's generation_config.json sets is the default of the options above. With --top-k, --top-p "
         "or --min-p the default of --temperature is 1. The default of --repetition-penalty is "
-        f"{answering.BUNDLED_PENALTY} for the bundled model, which repeats itself without; with --chat that of "
+        f"{answering.BUNDLED_PENALTY} for the bundled model, which repeats itself without; with --chat, "
         "--no-repeat-ngram-size is 4 for it.",
         f"A line of JSONL has prompt (or text, or messages with role and content), and may have id, system, stop, "
         f"{', '.join(NUMBERS)}; max_tokens is another name of max_new_tokens. Each answer is one line of "

@@ -159,9 +159,7 @@ def test_the_defaults_for_the_bundled_model_are_those_of_the_help(cli: Cli) -> N
         assert (given["repetition_penalty"], given.get("no_repeat_ngram_size")) == expected
     assert "no_repeat_ngram_size" not in given_options(build_parser().parse_args(["generate", "--chat", "-m", "x"]))
     said = " ".join(cli("generate", "--help").out.split())
-    assert (
-        "1.2 for the bundled model, which repeats itself without; with --chat that of --no-repeat-ngram-size is" in said
-    )
+    assert "1.2 for the bundled model, which repeats itself without; with --chat, --no-repeat-ngram-size is" in said
 
 
 def test_chat(reciting: Path, cli: Cli) -> None:
