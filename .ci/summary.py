@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 ALL_RUN = ("parity", "browser")
 """Of these sessions every test must have run; of `slow` those of these modules:"""
-MODULES = ("tests.cuda.test_nvrtc", "tests.cuda.test_cupy_uses")
+MODULES = ("tests.cuda.test_nvrtc",)
 
 problems: list[str] = []
 registers: dict[str, tuple[int, ...]] = {}

@@ -1,12 +1,13 @@
 """What the kernels of attention are told of their arrays."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends.cupy import CupyKernels
+from refdiff.backends.cupy import CupyKernels, attention, device, rope
 from refdiff.backends.cupy.geometry import RESERVED_SHARED, shared_bytes
 from tests.backends.cupy.cases import heads, seen
 from tests.backends.cupy.test_kernels import hold
@@ -181,3 +182,22 @@ def test_prompts_take_tensor_cores_and_tokens_split_the_keys(
         assert launched(T, T) == ["attention_mma"]
     for T in (1, 4):  # too few rows for a matrix, and just enough for one, whose keys one warp would read alone
         assert launched(T, 8192) == ["attention", "combine"]
+
+
+def declared(file: str, name: str, **kinds: np.dtype[np.void]) -> np.dtype[np.void]:
+    """Read a struct of a source: the record that C++ lays out alike. `kinds` are the structs that it has inside."""
+    body = re.search(rf"struct {name} {{(.*?)\n}};", (device.SOURCES / file).read_text(), re.DOTALL)
+    assert body is not None
+    known = {"int64": np.int64, "const int64*": np.int64, "int": np.int32, "float": np.float32, **kinds}
+    lines = re.findall(r"^\s+(const \w+\*|\w+) ([\w, ]+);", body[1], re.MULTILINE)
+    fields = [(field.strip(), known[kind]) for kind, names in lines for field in names.split(",")]
+    return np.dtype(fields, align=True)
+
+
+def test_records_are_the_structs_of_the_sources() -> None:
+    """The fields in order, and no padding that C would put between them."""
+    axes, steps = declared("attention_rows.cuh", "Axes"), declared("rope.cu", "Steps")
+    shape, append = declared("attention_rows.cuh", "Shape", Axes=axes), declared("rope.cu", "Append", Steps=steps)
+    for ours, theirs in ((attention.AXES, axes), (attention.SHAPE, shape), (rope.STEPS, steps), (rope.APPEND, append)):
+        assert ours.fields == theirs.fields
+        assert ours.itemsize == theirs.itemsize

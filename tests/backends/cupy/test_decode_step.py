@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from refdiff.backends import overlay
-from refdiff.backends.cupy import decode_step
+from refdiff.backends.cupy import CupyKernels, decode_step
 from refdiff.backends.cupy.decode_step import DecodeStep
+from refdiff.backends.cupy.graph import GraphError, recordable
 from refdiff.generation.context import DecodingContext
 from tests.backends.cupy.test_model import IDS, MASK, models, on_device_only, on_the_device, stored_models
 from tests.backends.tuned import tune
-from tests.cuda.emulation import OnDevice
+from tests.cuda.emulation import EmulatedDevice, OnDevice
 from tests.model.models import VARIANT_NAMES
 
 NEW = 12
@@ -160,3 +161,19 @@ def test_a_launch_with_changing_host_values_is_detected(steps: list[DecodeStep])
     steps[0]._recorded._recorded[0][1]["NUMBER"] = "another"
     with pytest.raises(AssertionError):
         context.read_on_device(ids[:, :12])
+
+
+def test_recording_refuses_calls_without_a_kernel() -> None:
+    kernels = CupyKernels(EmulatedDevice())
+    steps = recordable(kernels)
+    ops = steps.ops
+    one = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(ops.rms_norm(one, None, 0.0), one)
+    with pytest.raises(GraphError, match="rms_norm has no kernel for these shapes and types"):
+        ops.rms_norm(one.astype(np.float64), None, 0.0)
+    weights = {name: {"weight": np.eye(3, dtype=np.float32)} for name in ("gate_proj", "up_proj", "down_proj")}
+    assert ops.swiglu(one, **weights, act="gelu").shape == (2, 3)  # of kernels of products, and steps on each number
+    with pytest.raises(GraphError, match="linear"):
+        ops.swiglu(one.astype(np.float64), **weights)
+    with pytest.raises(GraphError, match="rope_append"):
+        steps.rope_append(None, 0, *[np.ones((1, 2, 3, 4))] * 3, *[np.ones((1, 1, 3, 2))] * 2)
