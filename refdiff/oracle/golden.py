@@ -6,37 +6,7 @@
     # your program reads vectors/case_*.safetensors and writes outputs/<case>.safetensors, or <case>.out.f32
     print(oracle.golden.verify("vectors", "outputs", diagnose=True))   # `check` of each case
 
-A folder contains
-
-    case_<id>.safetensors      inputs.* bit for bit in the storage dtype; for the output, each gradient and log-sum-exp
-                               `expected.*` in float64 and as float32 `.hi` + `.lo`; `budget.*`, `weights.*`
-                               and `divisor.*` in float32; spec and recipe as JSON in the metadata of the header
-    index.txt                  the limits as space-separated text: a line
-                                   refdiff-golden 4 <number of cases> <CRC-32 of all that follows this line>
-                               with at least one case; then for each case
-                                   case <id> <file> <bytes> <CRC-32> <number of judged tensors>
-                               and for each judged tensor, in one line,
-                                   <name> <rows|numbers> <n> <width> <hi> <lo> <budget> <u> <row> <bulk>
-                                   <element> <slope> <factor> <weights> <divisor> <half> <certain>
-                               and for each input
-                                   input <name> <dtype> <begin> <number of axes> <size of each axis>
-                               hi, lo, budget, weights, divisor, begin: byte offsets of these arrays in the file;
-                               all arrays are little-endian and in row-major order; a CRC-32 is zlib's, in 8
-                               hexadecimal digits
-
-The error of y is (y − hi) − lo, which float32 can compute. A tensor of kind "rows" has n rows of `width` numbers. With
-E the budget of a row and e its errors, it passes if all of these hold; rows with infinite E are skipped:
-
-    NaN and ±∞ are where hi has them (where lo is NaN, finite or not); the sums below are over the finite numbers
-    rms(e) ≤ row · E
-    |eᵢ| ≤ element · (6 E + 2 u |hiᵢ|)
-    √mean (rms(e) / E)² ≤ bulk + (row − bulk) / √n, over the n rows that are not skipped
-    |Σ e y| / Σ y² ≤ slope         over all rows with E ≤ rms(y)
-    |Σ w f| ≤ factor               over all rows, w their weights, f = Σ e (hi + half e) / d² / Σ (hi / d)² for a row
-                                   with the divisors d, `width` of them; half is ½ after a norm, else 0
-
-A tensor of kind "numbers" has n numbers and passes if |e| ≤ budget. If `certain` is 0, a tensor that does not fail is
-inconclusive: rounding errors may hide any mistake. `tests/golden_readers` has readers in C++ and Rust.
+The guide `refdiff/oracle/guides/vectors.md` describes the files, and the rule by which a program can judge itself.
 """
 
 from __future__ import annotations
@@ -49,14 +19,14 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refdiff.errors import CheckpointError
-from refdiff.files import check_name, new_folder, open_file, read_bytes, read_text, replace_atomically
+from refdiff.files import check_name, new_folder, read_bytes, read_text, replace_atomically
 from refdiff.messages import show_name
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import LIMITS, factor_limit, slope_limit, uncertain_share
@@ -77,16 +47,10 @@ FORMAT = "refdiff-golden 4"
 INDEX = "index.txt"
 LARGEST_INDEX = 10_000_000
 """The most bytes that are read of an index."""
-RAW = ".f32"
-"""The suffix of raw outputs: `<case>.<tensor>.f32` has one tensor, float32, little-endian, in row-major order."""
-ARRAYS = {
-    "hi": "expected.{}.hi", "lo": "expected.{}.lo", "budget": "budget.{}",
-    "weights": "weights.{}", "divisor": "divisor.{}",
-}  # fmt: skip
+OFFSETS = {"hi": "expected.{}.hi", "lo": "expected.{}.lo", **{n: f"{n}.{{}}" for n in ("budget", "weights", "divisor")}}
 """The columns of the index with the byte offset of an array, and the array's name."""
 COLUMNS = (
-    "hi", "lo", "budget", "u", "row", "bulk", "element", "slope", "factor", "weights", "divisor", "half",
-    "certain",
+    "hi", "lo", "budget", "u", "row", "bulk", "element", "slope", "factor", "weights", "divisor", "half", "certain",
 )  # fmt: skip
 """The columns of a tensor's line in the index after its name, kind, n and width."""
 
@@ -97,7 +61,7 @@ def export(
     """Write cases as test vectors for any language; the same cases give the same bytes of inputs.
 
     Args:
-        path: the folder, created if it does not exist; files of an earlier export are replaced or removed, others kept.
+        path: the folder, created if it does not exist; the cases of an earlier export are replaced or removed.
         cases: from `oracle.cases` or `oracle.strategies`.
         recipe: where the kernels round; None is the usual recipe of each case's dtype.
         gradients: also write the expected gradients for the gradient `dout` of the output.
@@ -112,7 +76,7 @@ def export(
     if twice := sorted(name for name, count in Counter(name for name, _ in named).items() if count > 1):
         raise ValueError(f"two cases have one name: {twice}")
     folder = Path(path)
-    earlier = _earlier_files(folder)
+    earlier = set(folder.glob(_case_file("*"))) if (folder / INDEX).is_file() else set()
     with new_folder(folder), contextlib.ExitStack() as written:  # files are replaced at the end, the index last
         index = written.enter_context(replace_atomically(folder / INDEX))
         text = ""
@@ -123,8 +87,8 @@ def export(
             file.flush()
             text += lines
         index.write(seal_index(text, len(named)))
-    for name in earlier - {_case_file(name) for name, _ in named}:
-        (folder / name).unlink(missing_ok=True)
+    for unused in earlier - {folder / _case_file(name) for name, _ in named}:
+        unused.unlink()
 
 
 def seal_index(text: str, cases: int) -> bytes:
@@ -136,19 +100,10 @@ def _case_file(name: str) -> str:
     return f"case_{name}.safetensors"
 
 
-def _earlier_files(folder: Path) -> set[str]:
-    """Return the files beside the index of an earlier export, also those that only the last release wrote."""
-    try:
-        names = [entry.name for entry in _read_index(folder)]
-    except CheckpointError:
-        return set()
-    return {"manifest.json", *map(_case_file, names), *(f"case_{name}.npz" for name in names)}
-
-
 def _build_case(name: str, case: Case, recipe: Recipe, gradients: bool) -> tuple[bytes, str]:
     """Return the bytes of a case's file and its lines of the index."""
-    found = budget(case.spec, case.inputs, recipe, dout=case.dout if gradients else None)
     inputs = {**case.inputs, **({"dout": case.dout} if gradients else {})}
+    found = budget(case.spec, case.inputs, recipe, dout=inputs.get("dout"))
     arrays: dict[str, Numpy] = {f"inputs.{of}": np.asarray(x) for of, x in inputs.items()}
     limits = {tensor: _add_judged_tensor(tensor, found, arrays) for tensor in found.names}
     metadata = {"spec": json.dumps(case.spec.to_dict()), "recipe": json.dumps(recipe.to_dict())}
@@ -157,8 +112,9 @@ def _build_case(name: str, case: Case, recipe: Recipe, gradients: bool) -> tuple
     header = json.loads(data[8:start])
     begin = {of: start + header[of]["data_offsets"][0] for of in arrays}
     lines = [f"case {name} {_case_file(name)} {len(data)} {zlib.crc32(data):08x} {len(limits)}"]
-    for tensor, (kind, width, columns) in limits.items():
-        columns |= {column: begin.get(key.format(tensor), 0) for column, key in ARRAYS.items()}
+    for tensor, columns in limits.items():
+        columns |= {column: begin.get(key.format(tensor), 0) for column, key in OFFSETS.items()}
+        kind, width = ("rows", arrays[f"expected.{tensor}"].shape[-1]) if tensor in found.tensors else ("numbers", 1)
         numbers = " ".join(f"{columns[column]:.17g}" for column in COLUMNS)
         lines.append(f"{tensor} {kind} {arrays[f'budget.{tensor}'].size} {width} {numbers}")
     for of, x in inputs.items():
@@ -167,81 +123,66 @@ def _build_case(name: str, case: Case, recipe: Recipe, gradients: bool) -> tuple
     return data, "".join(f"{line}\n" for line in lines)
 
 
-def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> tuple[str, int, dict[str, float]]:
-    """Add the arrays of one judged tensor to `arrays`; return its kind, its width and its limits."""
-    tensor, padded = found.tensors.get(name), found.padded(name)
+@np.errstate(over="ignore", invalid="ignore")
+def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, float]:
+    """Add the arrays of one judged tensor to `arrays`; return its limits."""
     limits = {**dict.fromkeys(COLUMNS, 0.0), "u": found.recipe.u, "row": 1.0}
-    if tensor is None:
-        expected, rows = found.absolute(name)
-        rows = np.broadcast_to(rows, expected.shape)
+    padded = found.padded(name)
+    if (tensor := found.tensors.get(name)) is None:
+        expected, allowed = found.absolute(name)
         limits["certain"] = found.judge({name: expected}).status == PASS
     else:
-        expected, rows = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
+        expected, allowed = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
         padded = None if padded is None else padded[..., 0]
-        weights, divisor = np.zeros(rows.shape), None
-        if tensor.factor is not None:
-            weights, divisor = tensor.factor.weights, tensor.factor.divisor
-        arrays[f"weights.{name}"] = _to_float32(weights)
-        arrays[f"divisor.{name}"] = _to_float32(
-            np.broadcast_to(1.0 if divisor is None else divisor, expected.shape[-1:])
-        )
-        limits |= {
-            "u": tensor.u,
-            "row": LIMITS.row,
-            "bulk": LIMITS.bulk,
-            "element": LIMITS.element,
-            "slope": slope_limit(tensor),
-            "factor": factor_limit(tensor),
-            "half": 0.0 if divisor is None else 1 / 2,
-            "certain": uncertain_share(tensor) <= LIMITS.share,
-        }
+        weights = 0.0 if tensor.factor is None else tensor.factor.weights
+        divisor = None if tensor.factor is None else tensor.factor.divisor
+        arrays[f"weights.{name}"] = np.broadcast_to(weights, allowed.shape).astype(np.float32)
+        each = np.broadcast_to(1.0 if divisor is None else divisor, expected.shape[-1:])
+        arrays[f"divisor.{name}"] = each.astype(np.float32)
+        limits |= {"u": tensor.u, "row": LIMITS.row, "bulk": LIMITS.bulk, "element": LIMITS.element}
+        limits |= {"slope": slope_limit(tensor), "factor": factor_limit(tensor), "half": (divisor is not None) / 2}
+        limits["certain"] = uncertain_share(tensor) <= LIMITS.share
+    allowed = np.where(False if padded is None else padded, np.inf, allowed)
+    arrays[f"budget.{name}"] = np.broadcast_to(allowed, expected.shape[: allowed.ndim]).astype(np.float32)
     arrays[f"expected.{name}"] = np.asarray(expected, dtype=np.float64)
-    arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = split_float64(expected, found.recipe.storage)
-    arrays[f"budget.{name}"] = _to_float32(rows if padded is None else np.where(padded, np.inf, rows))
-    return ("numbers", 1, limits) if tensor is None else ("rows", expected.shape[-1], limits)
+    arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = _split_float64(expected, found.recipe.storage)
+    return limits
 
 
-def split_float64(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
+def _split_float64(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
     """Split float64 numbers into sums of two float32 numbers, `hi` + `lo`.
 
     hi is infinite where the number overflows the storage type. lo is NaN where the number is so near to the largest of
     the type that correct kernels may overflow or not.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored = round_to(np.asarray(x, dtype=np.float64), storage)
-        hi = np.where(np.isfinite(stored), x, stored).astype(np.float32)
-        lo = np.where(np.isfinite(hi), x - hi.astype(np.float64), 0.0).astype(np.float32)
-        top = FORMATS[storage].top * (1 - 2 * FORMATS[storage].u)
-        edge = np.isfinite(stored) ^ (np.abs(x) < top)
-    return hi, np.where(edge & ~np.isnan(x), np.float32(math.nan), lo).astype(np.float32)
-
-
-def _to_float32(x: Numpy) -> Numpy:
-    with np.errstate(over="ignore"):
-        return np.asarray(x, dtype=np.float32)
+    stored = round_to(np.asarray(x, dtype=np.float64), storage)
+    hi = np.where(np.isfinite(stored), x, stored).astype(np.float32)
+    lo = np.where(np.isfinite(hi), x - hi.astype(np.float64), 0.0)
+    top = FORMATS[storage].top * (1 - 2 * FORMATS[storage].u)
+    edge = np.isfinite(stored) ^ (np.abs(x) < top)
+    return hi, np.where(edge & ~np.isnan(x), math.nan, lo).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Report:
     """The result of `verify`.
 
-    cases: the verdict on each case that has an output. missing: cases without an output. changed: files of the test
-    vectors that are not as they were written. unjudged: for each case with a verdict, the tensors that the outputs
-    lack. diagnosis: of the first failing case, if requested. layers: those of the test vectors' specs.
+    cases: the verdict on each case that has an output. missing: cases without an output. unjudged: for each case with a
+    verdict, the tensors that the outputs lack. diagnosis: of the first failing case, if requested. layers: those of the
+    test vectors' specs.
     """
 
     cases: dict[str, Verdict]
     missing: tuple[str, ...]
-    changed: tuple[str, ...]
-    unjudged: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    diagnosis: dict[str, Ranking] = field(default_factory=dict)
-    layers: tuple[int, ...] = ()
+    unjudged: dict[str, tuple[str, ...]]
+    diagnosis: dict[str, Ranking]
+    layers: tuple[int, ...]
 
     @property
     def status(self) -> str:
-        """ "fail" if a case fails or is missing, or a file was changed; else "inconclusive" if a case is."""
+        """ "fail" if a case fails or is missing; else "inconclusive" if a case is; else "pass"."""
         found = {verdict.status for verdict in self.cases.values()}
-        if self.missing or self.changed or not self.cases or FAIL in found:
+        if self.missing or FAIL in found:
             return FAIL
         return INCONCLUSIVE if INCONCLUSIVE in found else PASS
 
@@ -250,13 +191,11 @@ class Report:
 
     def __str__(self) -> str:
         judged = sum(len(verdict.tensors) for verdict in self.cases.values())
-        layers = f"; layer {', '.join(map(str, self.layers))}" if self.layers else ""
-        lines = [f"{self.status}: cases with an output: {len(self.cases)}; tensors judged: {judged}{layers}"]
-        lines += [f"changed: {line}" for line in self.changed]
+        layers = ", ".join(map(str, self.layers))
+        lines = [f"{self.status}: cases with an output: {len(self.cases)}; tensors judged: {judged}; layer {layers}"]
         if self.missing:
             lines.append(f"missing: no out in .safetensors, .npz or .out.f32 of {', '.join(self.missing)}")
-        absent = Counter(name for names in self.unjudged.values() for name in names)
-        if absent:
+        if absent := Counter(name for names in self.unjudged.values() for name in names):
             names = [name if n == len(self.cases) else f"{name} in {n} of them" for name, n in absent.items()]
             lines.append(f"not given, so not judged: {', '.join(names)}")
         for name, verdict in self.cases.items():
@@ -268,7 +207,6 @@ class Report:
         """Return the report as values of JSON."""
         return {
             "status": self.status,
-            "changed": list(self.changed),
             "missing": list(self.missing),
             "unjudged": {name: list(tensors) for name, tensors in self.unjudged.items()},
             "cases": {name: verdict.to_dict() for name, verdict in self.cases.items()},
@@ -286,30 +224,24 @@ def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str], *,
         diagnose: name the mistake of the first failing case.
 
     Raises:
-        CheckpointError: there is no index, or it was changed; there is no folder of outputs; or an output cannot be
-            read, has a wrong shape or an unknown name, or is in two files.
+        CheckpointError: there is no index, or a file of the test vectors was changed; there is no folder of outputs; or
+            an output cannot be read, has a wrong shape or an unknown name, or a case has outputs in two formats.
     """
     folder, outputs = Path(path), Path(outputs_dir)
     if not outputs.is_dir():
         raise CheckpointError(f"{outputs}: no folder of outputs")
-    cases, missing, changed, unjudged = {}, [], [], {}
+    verdicts: dict[str, Verdict] = {}
+    missing, unjudged, layers = [], {}, set()
     diagnosis: dict[str, Ranking] = {}
-    layers = set()
-    for entry in _read_index(folder):
-        name, file = entry.name, _case_file(entry.name)
-        try:
-            data = read_bytes(folder / file, max_bytes=entry.size, folder=folder)
-        except CheckpointError as error:
-            changed.append(str(error).removeprefix(f"{folder}{os.sep}"))
-            continue
-        if len(data) != entry.size or f"{zlib.crc32(data):08x}" != entry.crc:
-            changed.append(f"{file}: its bytes have been changed: CRC-32 is not the index's")
-            continue
-        with _refusing(f"{folder / file}: not what this version writes", "export the files again"):
-            arrays, metadata = read_arrays(folder / file, folder=folder)
-            spec = Spec(**json.loads(metadata["spec"]))
-            recipe = Recipe(**json.loads(metadata["recipe"]))
-            shapes = {tensor: arrays[f"expected.{tensor}"].shape for tensor in entry.tensors}
+    for name, (size, crc, tensors) in _read_index(folder).items():
+        file = folder / _case_file(name)
+        data = read_bytes(file, max_bytes=size, folder=folder)
+        with _refusing(f"{file}: its bytes have been changed", "export the files again"):
+            if (len(data), f"{zlib.crc32(data):08x}") != (size, crc):
+                raise ValueError("CRC-32 is not the index's")
+            arrays, metadata = read_arrays(file, folder=folder)
+            spec, recipe = Spec(**json.loads(metadata["spec"])), Recipe(**json.loads(metadata["recipe"]))
+            shapes = {tensor: arrays[f"expected.{tensor}"].shape for tensor in tensors}
         layers.add(spec.layer)
         given = _read_outputs(outputs, name, shapes)
         if "out" not in given:
@@ -319,25 +251,16 @@ def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str], *,
         dout = inputs.pop("dout", None)
         dout = dout if any(tensor.startswith("d") for tensor in given) else None
         with _refusing(name, "give what the case asks for"):
-            cases[name] = check(given, spec, inputs, recipe=recipe, dout=dout)
-            if diagnose and not diagnosis and cases[name].status == FAIL:
+            verdicts[name] = check(given, spec, inputs, recipe=recipe, dout=dout)
+            if diagnose and not diagnosis and verdicts[name].status == FAIL:
                 diagnosis[name] = find_mistake(given, spec, inputs, recipe=recipe, dout=dout)
-        if absent := tuple(tensor for tensor in shapes if tensor not in given):
+        if absent := tuple(tensor for tensor in tensors if tensor not in given):
             unjudged[name] = absent
-    return Report(cases, tuple(missing), tuple(changed), unjudged, diagnosis, tuple(sorted(layers)))
+    return Report(verdicts, tuple(missing), unjudged, diagnosis, tuple(sorted(layers)))
 
 
-class _Entry(NamedTuple):
-    """A case in the index: its id, the bytes and the CRC-32 of its file, and its judged tensors."""
-
-    name: str
-    size: int
-    crc: str
-    tensors: list[str]
-
-
-def _read_index(folder: Path) -> list[_Entry]:
-    """Read the cases of an index.
+def _read_index(folder: Path) -> dict[str, tuple[int, str, list[str]]]:
+    """Read an index: the bytes and the CRC-32 of each case's file, and the names of its judged tensors.
 
     Raises:
         CheckpointError: there is none, it is of another version, or it was changed.
@@ -347,20 +270,19 @@ def _read_index(folder: Path) -> list[_Entry]:
     if not first.startswith(f"{FORMAT} "):
         raise CheckpointError(f"{path}: got {show_name(first[:30])}, expected {FORMAT!r}; export the files again")
     with _refusing(f"{path}: its text has been changed", "export the files again"):
-        entries: list[_Entry] = []
+        cases: dict[str, tuple[int, str, list[str]]] = {}
+        tensors: list[str] = []
         for line in rest.splitlines():
-            kind, *words = line.split()
+            kind, name, *words = line.split()
             if kind == "case":
-                name, file, size, crc, _ = words
-                if file != _case_file(name):
-                    raise ValueError(f"the file of case {name} is {file}")
-                check_name(folder, file)
-                entries.append(_Entry(name, int(size), crc, []))
+                check_name(folder, _case_file(name))
+                tensors = []
+                cases[name] = int(words[1]), words[2], tensors
             elif kind != "input":
-                entries[-1].tensors.append(kind)
-        if not entries or seal_index(rest, len(entries)) != f"{first}\n{rest}".encode():
+                tensors.append(kind)
+        if not cases or seal_index(rest, len(cases)) != f"{first}\n{rest}".encode():
             raise ValueError("its CRC-32 or number of cases is not that of its first line")
-        return entries
+        return cases
 
 
 @contextlib.contextmanager
@@ -368,38 +290,33 @@ def _refusing(start: str, fix: str) -> Iterator[None]:
     """Turn exceptions into a `CheckpointError`: a CRC-32 does not rule out that somebody wrote other things."""
     try:
         yield
-    except CheckpointError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+        StopIteration,
+    ) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{start}: {error or type(error).__name__}; {fix}") from error
 
 
 def _read_outputs(folder: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Numpy]:
-    """Read the outputs of one case, in the order of `shapes`."""
-    whole = [folder / f"{name}.safetensors", folder / f"{name}.npz"]
-    files = [(file, read_arrays(file)[0]) for file in whole if file.is_file()]
-    for tensor, shape in shapes.items():
-        if (file := folder / f"{name}.{tensor}{RAW}").is_file():
-            files.append((file, {tensor: _read_raw(file, tensor, shape)}))
-    found: dict[str, Numpy] = {}
-    for file, arrays in files:
-        for tensor, x in arrays.items():
-            if tensor not in shapes:
-                raise CheckpointError(f"{file}: {tensor!r} is no judged tensor: there are {', '.join(shapes)}")
-            if tensor in found:
-                raise CheckpointError(f"{file}: another file of {name} has {tensor} too; leave one of them")
-            if x.shape != shapes[tensor]:
-                raise CheckpointError(f"{file}: {tensor}: got shape {x.shape}, expected {shapes[tensor]}")
-            found[tensor] = x
-    return {tensor: found[tensor] for tensor in shapes if tensor in found}
-
-
-def _read_raw(path: Path, tensor: str, shape: tuple[int, ...]) -> Numpy:
-    with open_file(path) as file:
-        size, numbers = os.fstat(file.fileno()).st_size, math.prod(shape)
-        if size != 4 * numbers:
+    """Read the outputs of one case, in the order of `shapes`; a raw file has one tensor in float32, little-endian."""
+    raw = {tensor: file for tensor in shapes if (file := folder / f"{name}.{tensor}.f32").is_file()}
+    files = [file for kind in ("safetensors", "npz") if (file := folder / f"{name}.{kind}").is_file()]
+    files += list(raw.values())[:1]
+    if len(files) > 1:
+        raise CheckpointError(f"{files[0]}: {name} has outputs in {files[1].name} too; leave one of them")
+    found = read_arrays(files[0])[0] if files and not raw else {}
+    for tensor, file in raw.items():
+        size, expected = file.stat().st_size, 4 * math.prod(shapes[tensor])
+        if size != expected:
             raise CheckpointError(
-                f"{path}: {size} bytes, but {tensor} has the shape {shape}, in float32 {4 * numbers} bytes"
+                f"{file}: got {size} bytes, expected {expected}: {tensor} has the shape {shapes[tensor]}, in float32"
             )
-        data = file.read(size)
-    return np.frombuffer(data, "<f4").reshape(shape)
+        found[tensor] = np.fromfile(file, "<f4").reshape(shapes[tensor])
+    return {tensor: found[tensor] for tensor in (*shapes, *found) if tensor in found}

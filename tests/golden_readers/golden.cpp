@@ -1,4 +1,4 @@
-// Judges outputs by refdiff's test vectors: golden VECTORS OUTPUTS. The rule is in refdiff/oracle/golden/__init__.py.
+// Judges outputs by refdiff's test vectors: golden VECTORS OUTPUTS. The rule is in refdiff/oracle/guides/vectors.md.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

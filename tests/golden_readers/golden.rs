@@ -1,4 +1,4 @@
-// Judges outputs by refdiff's test vectors: golden VECTORS OUTPUTS. The rule is in refdiff/oracle/golden/__init__.py.
+// Judges outputs by refdiff's test vectors: golden VECTORS OUTPUTS. The rule is in refdiff/oracle/guides/vectors.md.
 use std::{env, fs, process::exit};
 
 struct Tensor<'a> { name: &'a str, rows: bool, n: usize, width: usize, at: [usize; 5], limits: [f64; 7], certain: bool }

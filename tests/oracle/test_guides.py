@@ -16,7 +16,7 @@ import refdiff
 
 GUIDES = Path(refdiff.__file__).parent / "oracle" / "guides"
 SOURCE = Path(__file__).parents[2] / "refdiff" / "oracle" / "guides"  # an installed package has no tests beside it
-NAMES = ("cuda", "jax", "mlx", "torch", "traces", "triton")
+NAMES = ("cuda", "jax", "mlx", "torch", "traces", "triton", "vectors")
 
 
 def blocks(guide: str, language: str) -> list[str]:
@@ -82,7 +82,8 @@ def test_links_and_commands(guide: str) -> None:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)]+)\)", prose):
         assert (SOURCE / link).resolve().exists(), link
-    assert text.startswith("# Kernels in " if guide != "traces" else "# A model that ")
+    titles = {"traces": "# A model that ", "vectors": "# The files of test vectors"}
+    assert text.startswith(titles.get(guide, "# Kernels in "))
     assert len(text.splitlines()) < {"triton": 250, "torch": 160, "cuda": 145}.get(guide, 110), (
         "whole kernels are there"
     )
