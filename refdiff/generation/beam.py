@@ -60,10 +60,6 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     """Return the best `num_return_sequences` texts of each prompt by log-probability over length ** length_penalty.
 
     With `do_sample`, each step draws its continuations without replacement, where beam search takes the best.
-
-    Raises:
-        ValueError: no token can be chosen by the scores; the message has the sequence (prompt · num_beams + beam)
-            and the step. Or several results of different lengths without a `pad_token_id`.
     """
     o = request.options
     (B, prompt_length), n, k = request.ids.shape, o.num_beams, o.num_return_sequences

@@ -17,9 +17,6 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
 
     With sampling, each prompt is repeated `num_return_sequences` times. A finished sequence is filled with
     `pad_token_id`; without one it continues until all are finished, as in transformers.
-
-    Raises:
-        ValueError: no token can be chosen by the scores; the message has the sequence and the step.
     """
     o = request.options
     prompt_indices = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)

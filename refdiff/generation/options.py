@@ -19,9 +19,6 @@ from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
 from refdiff.refused import GENERATE, instead
 
-MOST_TEXTS = 10_000
-"""The most texts of one prompt; `validation.check_memory` checks how many fit into memory."""
-
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -163,7 +160,7 @@ class Options:
     num_beams: int = field(default=1, metadata=integer(*OPTIONS["num_beams"]))
     length_penalty: float = field(default=1.0, metadata=number(-20, 20))
     early_stopping: bool | str = field(default=False, metadata=_EARLY)
-    num_return_sequences: int = field(default=1, metadata=integer(1, MOST_TEXTS))
+    num_return_sequences: int = field(default=1, metadata=integer(1, 10_000))
     eos_token_id: list[int] | None = field(default=None, metadata=_EOS)
     pad_token_id: int | None = field(default=None, metadata=integer(0))
     stop_strings: list[str] | None = field(default=None, metadata=_STRINGS)
@@ -264,11 +261,6 @@ def resolve(model: Any, given: Mapping[str, Any], generation_config: Any = None)
     dict), else from `model.generation_config`, else (eos and pad only) from `model.config`, else from transformers'
     defaults; so `do_sample=True` alone means top_k=50. An explicit None in the call turns an option off.
     Options of transformers that refdiff lacks may have a value that changes nothing, such as `use_cache=True`.
-
-    Raises:
-        TypeError: an unknown option; names the nearest known one.
-        ValueError: a value out of its range, or options that exclude each other.
-        CheckpointError: a value out of its range in generation_config.json.
     """
     if generation_config is not None:
         if not isinstance(generation_config, Mapping) and not callable(getattr(generation_config, "to_dict", None)):
@@ -298,11 +290,7 @@ def resolve(model: Any, given: Mapping[str, Any], generation_config: Any = None)
 
 
 def check_left_out(name: str, value: Any) -> None:
-    """Accept an option of transformers that refdiff leaves out, with a value that changes nothing.
-
-    Raises:
-        TypeError: another value, or an option that is misspelled or unknown.
-    """
+    """Accept an option of transformers that refdiff leaves out, with a value that changes nothing."""
     if name not in LEFT_OUT:
         hint = did_you_mean(name, NAMES, ": ", f"; the known ones are {', '.join(NAMES)}", cutoff=_SIMILAR)
         raise TypeError(f"generate() got an unknown option {name!r}{hint}")

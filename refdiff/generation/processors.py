@@ -30,10 +30,6 @@ class LogitsProcessors:
 
     A call converts the (B, V) logits after ids (B, T) to the scores by which the next token is chosen. Without an
     active option it returns the logits unchanged; otherwise the scores are float64.
-
-    Raises:
-        ValueError: NaN among the scores of an unfinished sequence, nothing but −inf, or while sampling inf; the message
-            has the sequence and the step. Or a processor of the user returned another shape.
     """
 
     def __init__(self, request: Request) -> None:

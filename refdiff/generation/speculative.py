@@ -184,11 +184,7 @@ class Assistant:
 
 
 def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
-    """Decode one prompt greedily or by sampling, checking guesses from the prompt or from an assistant model.
-
-    Raises:
-        ValueError: more than one prompt; an assistant of another vocabulary; no token can be chosen by the scores.
-    """
+    """Decode one prompt greedily or by sampling, checking guesses from the prompt or from an assistant model."""
     o = request.options
     if request.ids.shape[0] != 1:
         raise ValueError(

@@ -21,7 +21,6 @@ from refdiff.generation.stopping import (
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from refdiff.memory import physical_memory
 from refdiff.messages import show_value, warn
 from refdiff.model.cache import KVCache
 from refdiff.model.inputs import check_known, integers, numbers, refuse_text, token_ids
@@ -92,13 +91,7 @@ class Request:
 
 
 def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
-    """Return prompt ids as (B, T) int64; an empty prompt becomes the beginning-of-sequence token.
-
-    Raises:
-        TypeError: a text, or the dict that a tokenizer returns.
-        ValueError: not integers, not (B, T), no sequence, or an empty prompt without a `bos_token_id`.
-        IndexError: an id outside the vocabulary.
-    """
+    """Return prompt ids as (B, T) int64; an empty prompt becomes the beginning-of-sequence token."""
     refuse_text("input_ids", input_ids, "model.generate")
     ids = integers("input_ids", np.empty((1, 0), np.int64) if input_ids is None else input_ids)
     if ids.ndim == 2 and len(ids) > 0 and ids.shape[1] == 0:
@@ -125,10 +118,6 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
     """Return the mask as (B, T) int64, or None where nothing is masked; the default masks padding tokens.
 
     A padding token that is an end-of-sequence token too is not masked by default.
-
-    Raises:
-        TypeError: neither an array nor lists.
-        ValueError: a mask of another shape than the ids, or of other values than 0 and 1.
     """
     if attention_mask is None:
         pad = options.pad_token_id
@@ -148,11 +137,7 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
 
 
 def read_embeds(inputs_embeds: Any, input_ids: Any) -> NDArray[Any]:
-    """Return the embeddings of the prompts (B, T, D); the model checks their size.
-
-    Raises:
-        ValueError: not (B, T, D), or not one for each of the ids.
-    """
+    """Return the embeddings of the prompts (B, T, D); the model checks their size."""
     embeds = numbers("inputs_embeds", inputs_embeds)
     shape = embeds.shape[:2] if input_ids is None else np.shape(integers("input_ids", input_ids))
     if embeds.ndim != 3 or 0 in embeds.shape or embeds.shape[:2] != shape:
@@ -162,12 +147,7 @@ def read_embeds(inputs_embeds: Any, input_ids: Any) -> NDArray[Any]:
 
 
 def check_cache(cache: Any, ids: NDArray[np.int64]) -> None:
-    """Raise where a given cache does not hold the beginning of the ids (B, T).
-
-    Raises:
-        TypeError: no cache.
-        ValueError: of another batch size, or of as many tokens as there are ids.
-    """
+    """Raise where a given cache does not hold the beginning of the ids (B, T)."""
     if cache is None:
         return
     if not isinstance(cache, KVCache):
@@ -187,9 +167,6 @@ def read_lengths(model: Any, options: Options, ids: NDArray[np.int64], missing: 
     `max_position_embeddings`, as transformers' does; a stated length does not.
 
     missing: the positions of the prompt without an id, which stated lengths count.
-
-    Raises:
-        ValueError: the prompt fills that length already, or the memory holds no such texts.
     """
     prompts, prompt_length = ids.shape
     context_length = model.config.max_position_embeddings
@@ -214,39 +191,7 @@ def read_lengths(model: Any, options: Options, ids: NDArray[np.int64], missing: 
         )
     if options.min_new_tokens is not None and prompt_length + options.min_new_tokens > limit:
         warn(f"min_new_tokens is {options.min_new_tokens}, but only {limit - prompt_length} fit: the text ends there")
-    # A text is expected to end with the context; the cache stops one that is longer.
-    check_memory(model, options, prompts, min(limit, max(prompt_length, context_length or limit)))
     return options, limit
-
-
-_SCORES = 32
-"""Bytes of a beam for each token of the vocabulary: its scores, those of its continuations, and their ranking."""
-
-
-def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> None:
-    """Refuse more sequences than there is memory for the keys and values of `tokens` tokens of each.
-
-    Only a model on NumPy is checked: the memory of another device is unknown.
-
-    Raises:
-        ValueError: the cache would be larger than the machine's memory.
-    """
-    config, weight = model.config, model.base_params["norm"]["weight"]  # of the type that is computed with
-    if not isinstance(weight, np.ndarray):
-        return
-    sequences = prompts * max(options.num_beams, options.num_return_sequences)
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (tokens + 1)
-    scores = _SCORES * config.vocab_size if options.num_beams > 1 else 0
-    one = numbers * weight.itemsize + scores
-    memory = physical_memory()
-    if sequences * one > memory:
-        name = "num_beams" if options.num_beams > 1 else "num_return_sequences"
-        how = f"{prompts} prompts with {name} {sequences // prompts}, of {tokens} tokens each with the text"
-        raise ValueError(
-            f"{how}: got {sequences * one:,} bytes of keys, values and scores, expected at most the {memory:,} of this "
-            f"machine; give fewer prompts at a time, fewer max_new_tokens, or at most "
-            f"{name} {max(memory // (one * prompts), 1)}"
-        )
 
 
 def read_seed(
@@ -255,10 +200,6 @@ def read_seed(
     """Return the seed of a call, or one for each prompt; from the generator or `set_seed` if none is given.
 
     A call that draws no random numbers has its arguments checked too. Its seed is 0, and the generator keeps its state.
-
-    Raises:
-        ValueError: a negative seed, both a seed and a generator, or not one seed for each prompt.
-        TypeError: a seed or generator of another kind.
     """
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: got both, expected one of them")

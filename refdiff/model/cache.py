@@ -107,18 +107,18 @@ class KVCache:
         capacity = 0 if buffers is None else buffers[0].shape[2]
         if buffers is None or end > capacity:
             size = self.static or max(end, self._next_capacity(end, capacity))
-            self._check_memory(end, k, v)
+            self._check_memory(k.shape[0], end, k, v)
             buffers = (_grown(k, size, buffers and buffers[0], start), _grown(v, size, buffers and buffers[1], start))
             self._buffers[layer] = buffers
         return *buffers, start
 
-    def _check_memory(self, tokens: int, k: Array, v: Array) -> None:
+    def _check_memory(self, sequences: int, tokens: int, k: Array, v: Array) -> None:
         if not isinstance(k, np.ndarray):
             return
-        needed = self.num_layers * tokens * sum(x.itemsize * x.shape[0] * x.shape[1] * x.shape[3] for x in (k, v))
+        needed = self.num_layers * sequences * tokens * sum(x.itemsize * x.shape[1] * x.shape[3] for x in (k, v))
         if needed > (memory := physical_memory()):
             raise MemoryError(
-                f"KVCache: the keys and values of {k.shape[0]} sequences of {tokens:,} tokens take {needed:,} bytes, "
+                f"KVCache: the keys and values of {sequences} sequences of {tokens:,} tokens take {needed:,} bytes, "
                 f"but this machine has {memory:,}"
             )
 
@@ -173,6 +173,7 @@ class KVCache:
         Raises:
             IndexError: an index is not that of a sequence in the cache.
             ValueError: an index is no integer.
+            MemoryError: as `allocate`.
         """
         rows: list[int] = integers("indices", indices).reshape(-1).tolist()
         batch = self.batch_size
@@ -182,6 +183,8 @@ class KVCache:
             raise IndexError(f"KVCache: reorder: got indices {rows}, expected 0 to {batch - 1}")
         for layer, buffers in enumerate(self._buffers):
             if buffers is not None:
+                if len(rows) > batch:
+                    self._check_memory(len(rows), len(self), *buffers)
                 k, v = (_reordered(x, rows, len(self)) for x in buffers)
                 self._buffers[layer] = (k, v)
 

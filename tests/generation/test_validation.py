@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import array_api_strict
 import numpy as np
 import pytest
 
-import refdiff
 from refdiff.errors import CheckpointError
-from refdiff.generation import generate, validation
+from refdiff.generation import generate
 from refdiff.generation.options import Options
 from refdiff.generation.validation import read_ids, read_lengths, read_mask, read_seed
 from tests.generation.fakes import FakeModel
-from tests.model.models import small_config, small_model
 
 
 def test_ids_become_int64() -> None:
@@ -122,30 +119,6 @@ def test_seeds() -> None:
     assert first == read_seed(None, same, 3, draws=True) != second
     for several in ([7, 0, 7], np.array([7, 0, 7])):
         assert read_seed(several, None, 3, draws=True) == (7, 0, 7)
-
-
-@pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float32", 4), ("float16", 4)])  # as computed with
-@pytest.mark.parametrize("tokens", [{"max_new_tokens": 3000}, {"max_length": 3000}])
-def test_the_memory_of_the_text_counts_up_to_the_context(
-    tokens: dict[str, int], dtype: str, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = refdiff.DiffLlamaForCausalLM.from_config(small_config(), dtype=dtype)
-    config = model.config
-    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size  # bytes of a token
-    fits = 50 * (one * (config.max_position_embeddings + 1) + 32 * config.vocab_size)
-    monkeypatch.setattr(validation, "physical_memory", lambda: fits)
-    with pytest.raises(ValueError, match=rf"num_beams 51, of {config.max_position_embeddings} tokens .* most .*50"):
-        model.generate([[1, 2]], num_beams=51, **tokens)
-    model.generate([[1, 2]], num_beams=60, max_new_tokens=2)
-
-
-def test_the_memory_of_another_device_is_not_that_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "physical_memory", lambda: 1)
-    assert small_model(backend=array_api_strict).generate([[1, 2]], max_new_tokens=2).shape == (1, 4)
-
-
-def test_the_memory_of_this_machine() -> None:
-    assert 2**28 < validation.physical_memory() < 2**50
 
 
 @pytest.mark.parametrize(

@@ -219,3 +219,6 @@ def test_more_than_the_memory_is_refused_before_the_system_grants_it(monkeypatch
             for layer in range(2):
                 cache.append(layer, k, v)
     assert len(cache) >= 20
+    cache.reorder([1, 0])
+    with pytest.raises(MemoryError, match=r"the keys and values of 5 sequences of 2\d tokens take .* bytes, but thi"):
+        cache.reorder([0, 1, 0, 1, 0])

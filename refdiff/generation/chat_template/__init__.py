@@ -25,11 +25,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def parse(value: Any, source: str) -> str | dict[str, str] | None:
-    """Read the field `chat_template`: one template, or a list of `{"name": …, "template": …}`, or nothing.
-
-    Raises:
-        CheckpointError: the field is none of these.
-    """
+    """Read the field `chat_template`: one template, or a list of `{"name": …, "template": …}`, or nothing."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
@@ -43,11 +39,7 @@ def parse(value: Any, source: str) -> str | dict[str, str] | None:
 
 
 def read_files(folder: Path) -> str | dict[str, str] | None:
-    """Read chat_template.jinja and additional_chat_templates/*.jinja, which win over tokenizer_config.json.
-
-    Raises:
-        CheckpointError: a file that is too large or not UTF-8.
-    """
+    """Read chat_template.jinja and additional_chat_templates/*.jinja, which win over tokenizer_config.json."""
     paths = {path.stem: path for path in sorted(folder.glob(NAMED_TEMPLATES))}
     if os.path.lexists(folder / _DEFAULT):
         paths["default"] = folder / _DEFAULT
@@ -56,11 +48,7 @@ def read_files(folder: Path) -> str | dict[str, str] | None:
 
 
 def write_files(folder: Path, templates: str | dict[str, str] | None) -> None:
-    """Write the templates as `read_files` reads them; remove others that are there.
-
-    Raises:
-        ValueError: a name that is not a file name, before anything is written.
-    """
+    """Write the templates as `read_files` reads them; remove others that are there."""
     named = {"default": templates} if isinstance(templates, str) else templates or {}
     paths = {_path(folder, name): text.encode("utf-8") for name, text in named.items()}
     for path, text in paths.items():
@@ -80,11 +68,7 @@ def settings(templates: str | dict[str, str] | None) -> dict[str, Any]:
 
 
 def select(own: str | dict[str, str] | None, wanted: str | None, source: str, *, has_tools: bool) -> str:
-    """Return the text of a template: `wanted`, a name or the text itself, or else the checkpoint's `own`.
-
-    Raises:
-        ValueError: there is no template, or there are several and no default.
-    """
+    """Return the text of a template: `wanted`, a name or the text itself, or else the checkpoint's `own`."""
     if wanted is not None:
         return own.get(wanted, wanted) if isinstance(own, dict) else wanted
     if isinstance(own, str):
@@ -153,12 +137,7 @@ def assistant_masks(
 
 
 def is_batch(conversation: Any) -> bool:
-    """Tell a list of conversations from one conversation, a list of messages.
-
-    Raises:
-        TypeError: it is neither.
-        ValueError: the list is empty.
-    """
+    """Tell a list of conversations from one conversation, a list of messages."""
     if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence):
         raise TypeError(
             f"conversation: got {type(conversation).__name__}, expected a list of messages such as "

@@ -67,11 +67,7 @@ class _RefusedError(Exception):
 
 
 class ChatTemplate:
-    """A compiled chat template; errors name `source`, a file or folder.
-
-    Raises:
-        CheckpointError: a text that is not a valid template.
-    """
+    """A compiled chat template; errors name `source`, a file or folder."""
 
     def __init__(self, text: str, source: str) -> None:
         self.text, self.source = text, source
@@ -87,12 +83,7 @@ class ChatTemplate:
             raise CheckpointError(f"{source}: the chat template does not compile: {_first_line(error)}") from None
 
     def render(self, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text for these variables, which must be plain data, and where its `generation` blocks stand.
-
-        Raises:
-            CheckpointError: the template fails or goes beyond the bounds.
-            ValueError: the template refuses the messages by `raise_exception`.
-        """
+        """Return the text for these variables, which must be plain data, and where its `generation` blocks stand."""
         try:
             with self._lock:
                 self._sandbox.start(variables)

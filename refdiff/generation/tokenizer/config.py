@@ -33,9 +33,6 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
 
     special_tokens_map.json is the older place for special tokens: it is read, and wins, unless tokenizer_config.json
     has an `added_tokens_decoder`, which replaced it.
-
-    Raises:
-        CheckpointError: a file that is not a JSON object.
     """
     config = read_optional_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
@@ -44,11 +41,7 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def named_tokens(config: dict[str, Any], source: str) -> dict[str, AddedToken]:
-    """Collect `bos_token`, `eos_token` … and the model's own `…_token` fields: name → token.
-
-    Raises:
-        CheckpointError: a field that is neither a string nor a token object.
-    """
+    """Collect `bos_token`, `eos_token` … and the model's own `…_token` fields: name → token."""
     found = {name: _token(config[name], f"{source}: {name}") for name in NAMES if config.get(name) is not None}
     for name, value in config.items():
         if name.endswith("_token") and name not in NAMES and isinstance(value, str | dict):
@@ -60,11 +53,7 @@ def named_tokens(config: dict[str, Any], source: str) -> dict[str, AddedToken]:
 
 
 def add_missing(backend: TokenizerBackend, config: dict[str, Any], source: str) -> list[AddedToken]:
-    """Add to `backend` the tokens that only the settings know, in transformers' order; return the unnamed special ones.
-
-    Raises:
-        CheckpointError: a token that is neither a string nor a token object, or a token id that is no number.
-    """
+    """Add to `backend` the tokens that only the settings know, in transformers' order; return unnamed special ones."""
     extra = list(_extra_tokens(config, source))
     known = set(backend.added_tokens().values())
     decoder = _added_tokens_decoder(config, source)
@@ -81,11 +70,7 @@ def add_missing(backend: TokenizerBackend, config: dict[str, Any], source: str) 
 
 
 def read_side(config: dict[str, Any], name: str, default: str, source: str) -> str:
-    """Read `padding_side` or `truncation_side`: "left" or "right".
-
-    Raises:
-        CheckpointError: the field is neither.
-    """
+    """Read `padding_side` or `truncation_side`: "left" or "right"."""
     side = config.get(name, default)
     if str(side).lower() not in ("left", "right"):
         raise CheckpointError(f'{source}: {name}: got {side!r}, expected "left" or "right"')
@@ -93,11 +78,7 @@ def read_side(config: dict[str, Any], name: str, default: str, source: str) -> s
 
 
 def read_max_length(config: dict[str, Any], source: str) -> int:
-    """Read `model_max_length`, the most tokens the model takes; 10^30 when the file sets no limit.
-
-    Raises:
-        CheckpointError: the limit is not a number from 0.
-    """
+    """Read `model_max_length`, the most tokens the model takes; 10^30 when the file sets no limit."""
     value = config.get("model_max_length", config.get("max_len"))
     if value is None:
         return 10**30
@@ -162,11 +143,7 @@ def _added_tokens_decoder(config: dict[str, Any], source: str) -> dict[int, Adde
 
 
 def to_token(value: Any, where: str, special: bool) -> AddedToken:
-    """Return a string, a token of `tokenizers` or transformers, or an `AddedToken` as an `AddedToken`.
-
-    Raises:
-        TypeError: it is none of these.
-    """
+    """Return a string, a token of `tokenizers` or transformers, or an `AddedToken` as an `AddedToken`."""
     if not isinstance(value, str) and not all(hasattr(value, flag) for flag in ("content", *_FLAGS)):
         raise TypeError(f"{where}: got {type(value).__name__}, expected a string or an AddedToken")
     if isinstance(value, str):

@@ -111,11 +111,7 @@ def pad_prompts(prompts: list[list[int]]) -> Encoded:
 def batch(
     entries: dict[str, list[Any]], single: bool, return_tensors: str | None, encodings: list[Encoding] | None = None
 ) -> Encoded:
-    """Return sequences as lists (without the outer list for a single text) or, for "np", as int64 arrays (B, T).
-
-    Raises:
-        ValueError: sequences of different lengths should form an array.
-    """
+    """Return sequences as lists (without the outer list for a single text) or, for "np", as int64 arrays (B, T)."""
     if return_tensors is None:
         return Encoded(
             {name: values[0] if single and isinstance(values[0], list) else values for name, values in entries.items()},
@@ -163,12 +159,7 @@ def is_batch(text: Any, is_split_into_words: bool) -> bool:
 
 
 def check_inputs(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[list[Any], bool]:
-    """Return the texts, or pairs as tuples, of a tokenizer call, and whether there are pairs.
-
-    Raises:
-        TypeError: an element is no text, or a list of words where one text is expected.
-        ValueError: as many texts as pairs are expected, or a text has half of a character.
-    """
+    """Return the texts, or pairs as tuples, of a tokenizer call, and whether there are pairs."""
     batched = is_batch(text, is_split_into_words)
     depth = batched + is_split_into_words
     if is_split_into_words and isinstance(text, str):
@@ -190,12 +181,7 @@ def check_inputs(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[
 
 
 def check_texts(name: str, value: Any, depth: int) -> Any:
-    """Return a text, or lists of texts in lists up to `depth`, with lists for arrays.
-
-    Raises:
-        TypeError: an element is no text.
-        ValueError: a text has half of a character.
-    """
+    """Return a text, or lists of texts in lists up to `depth`, with lists for arrays."""
     if isinstance(value, _LISTS) and depth:
         parts = (check_texts(name, part, depth - 1) for part in value)
         return tuple(parts) if isinstance(value, tuple) else list(parts)

@@ -43,12 +43,7 @@ _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
 def load_backend(folder: Path) -> TokenizerBackend:
-    """Load `folder`/tokenizer.json.
-
-    Raises:
-        CheckpointError: the file is missing, too large, not JSON, not a tokenizer, or may lengthen a text beyond the
-            bounds; the message names it.
-    """
+    """Load `folder`/tokenizer.json."""
     path = folder / "tokenizer.json"
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file{_other_formats(folder)}")
