@@ -13,9 +13,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES
 from refdiff.cli.flags import add_common, add_model
-from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.loading import fetch, find_checkpoint
 from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import size, waiting
 from refdiff.messages import printable
@@ -32,7 +31,7 @@ _LARGEST_VECTOR = 1_000_000
 def add_arguments(parser: Parser) -> None:
     parser.description = (
         "Show a checkpoint's config, parameters, files, λ by layer and the memory that it needs, without loading its "
-        "weights. Of a hub repo only headers and λ vectors are downloaded. Exit status: 1 where config and weights do "
+        "weights. A hub repo is downloaded. Exit status: 1 where config and weights do "
         "not fit together."
     )
     parser.examples = """
@@ -46,8 +45,10 @@ refdiff inspect --json kajuma/DiffLlama-0.3B-handcut
 
 def run(args: argparse.Namespace) -> int:
     """Print the report of a checkpoint, or the same as JSON, and return the exit status."""
+    found = find_checkpoint(args.model, quiet=True)  # the report names it
+    folder = fetch(found, args)
     with waiting("reading headers", quiet=args.quiet):
-        report = inspect(args.model, offline=args.offline)
+        report = {"checkpoint": found, **describe(folder)}
     if args.json:  # in ASCII: file names may hold half surrogate pairs
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
@@ -55,23 +56,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report["problems"] else 0
 
 
-def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
-    """Return a description of a checkpoint as a dict for JSON, without loading its weights.
-
-    Of a hub repo that is not in the cache, only the headers and the λ vectors of its weights are fetched.
-
-    Raises:
-        CheckpointError: there is no config, or a file's header is broken.
-    """
-    from refdiff import hub
-
-    files = (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES)
-    found = find_checkpoint(path_or_repo, quiet=True)  # the report names it
-    with hub.outline(found, files=files, local_files_only=offline) as folder:
-        return {"checkpoint": found, **_describe(folder)}
-
-
-def _describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path) -> dict[str, Any]:
+    """Return a description of a checkpoint as a dict for JSON; CheckpointError where a file's header is broken."""
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.model.weights import architecture_of, resolve_dtype
     from refdiff.model.weights.folder import open_checkpoint

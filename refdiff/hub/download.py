@@ -14,7 +14,7 @@ from refdiff.browser import require
 from refdiff.checkpoint_files import CONFIG_FILES, INDEX, MAX_FILES, SINGLE, WEIGHT_FILES, local_folder, read_weight_map
 from refdiff.errors import CheckpointError, MissingFileError
 from refdiff.hub.explain import explain, explain_errors, is_unreachable
-from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, call_bounded, download
+from refdiff.hub.guard import MAX_INFO, BadAnswerError, checked_answers, download
 from refdiff.messages import warn
 
 
@@ -107,22 +107,20 @@ def check_repo_id(repo: str) -> str:
     return repo
 
 
-def list_repo(repo: str, revision: str | None, token: str | bool | None = None) -> tuple[list[str], str]:
-    """Ask the hub for the names of all files of a repo, and the commit that has them."""
+def list_repo(repo: str, revision: str | None, token: str | bool | None = None) -> list[str]:
+    """Ask the hub for the names of all files of a repo."""
     from huggingface_hub import HfApi, constants
 
-    def ask() -> tuple[str, list[Any]]:
-        info = HfApi(token=token).model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        return str(info.sha), [sibling.rfilename for sibling in info.siblings or []]
-
     try:
-        commit, names = call_bounded(ask, Limits(MAX_INFO))
+        with checked_answers(MAX_INFO):
+            info = HfApi(token=token).model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        commit, names = str(info.sha), [sibling.rfilename for sibling in info.siblings or []]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # faults in the answer's text
         commit, names = "", []
     if not all(isinstance(name, str) for name in names) or not _COMMIT.fullmatch(commit):
         # Such as the login page of a public network.
         raise BadAnswerError("its description of the repo cannot be read")
-    return [name for name in names if not {"", ".", ".."} & set(name.split("/"))], commit
+    return [name for name in names if not {"", ".", ".."} & set(name.split("/"))]
 
 
 def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Callable[[str], Path]) -> list[str]:
@@ -152,7 +150,7 @@ def _download(
     what = repo_label(repo, revision)
     try:
         try:
-            names, _ = list_repo(repo, revision, token)
+            names = list_repo(repo, revision, token)
         finally:
             answered()
     except Exception as error:

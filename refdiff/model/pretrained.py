@@ -6,10 +6,7 @@ import contextlib
 import copy
 import importlib
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
@@ -19,11 +16,10 @@ from refdiff import hub
 from refdiff.arrays import Array, backend, check_device, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.checkpoint_files import CONFIG_FILES, WEIGHT_FILES
-from refdiff.errors import CheckpointError
 from refdiff.files import read_optional_json
 from refdiff.messages import refuse_arguments
 from refdiff.model.call import CallableModel
-from refdiff.model.commit import Identity, identity, read_consistently
+from refdiff.model.commit import read_consistently
 from refdiff.model.config import FIELDS, DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
@@ -97,7 +93,6 @@ class PreTrainedModel(CallableModel, RefusedNames):
         self.source: str | None = None
         self.warned_of_length = False
         self._init_options: dict[str, Any] = {"device": device, "kernels": kernels, "threads": threads}
-        self._origin: Origin | None = None
 
     @classmethod
     def from_pretrained(
@@ -174,16 +169,14 @@ class PreTrainedModel(CallableModel, RefusedNames):
             check=DiffLlamaConfig.from_pretrained,
             **where,
         )
-        loading = {"stored": stored, "mapped": mmap}
 
-        def read() -> tuple[DiffLlamaConfig, dict[str, Any], dict[str, Any], str, dict[str, Any]]:
+        def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any]]:
             own = DiffLlamaConfig.from_pretrained(folder, **options) if config is None else _given(config, options)
-            files = _identities(folder)
-            params = load(folder, own, cls.architecture, dtype=dtype, **loading)
+            params = load(folder, own, cls.architecture, dtype=dtype, stored=stored, mapped=mmap)
             resolved = resolve_dtype(folder, own, dtype)
-            return own, files, params, resolved, read_optional_json(folder / "generation_config.json")
+            return own, params, resolved, read_optional_json(folder / "generation_config.json")
 
-        own, files, params, resolved, generation_config = read_consistently(folder, read)
+        own, params, resolved, generation_config = read_consistently(folder, read)
         model = cls(
             own,
             params,
@@ -195,7 +188,6 @@ class PreTrainedModel(CallableModel, RefusedNames):
             generation_config=generation_config,
         )
         model.source = str(folder)
-        model._origin = Origin(folder.absolute(), files, loading, flatten(model.params))
         return model
 
     @classmethod
@@ -253,10 +245,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return the arguments of `restore`: the path, or weights that are not those of its files.
-
-        So each worker maps the file itself, and a model of gigabytes is sent in a few thousand
-        bytes.
+        """Return the arguments of `restore`.
 
         Raises:
             TypeError: `ops` were replaced by functions of this process.
@@ -267,14 +256,8 @@ class PreTrainedModel(CallableModel, RefusedNames):
                 "them, and put them into its `ops` where it arrives"
             )
         choices = {**self._init_options, "dtype": self.dtype, "generation_config": self.generation_config}
-        origin, options = self._origin, None
-        if origin is not None and origin.has(self.params):
-            options = origin.options
-            weights: Any = _checksum(self.params)
-        else:
-            weights = nest({name: to_numpy(a) for name, a in flatten(self.params).items()})
-        source = self.source if origin is None else str(origin.folder)
-        return restore, (type(self), self.config, source, options, weights, self.xp.__name__, choices)
+        weights = nest({name: to_numpy(a) for name, a in flatten(self.params).items()})
+        return restore, (type(self), self.config, self.source, weights, self.xp.__name__, choices)
 
     def __copy__(self) -> Self:
         """Return a shallow copy, which also has a replaced `ops`."""
@@ -432,65 +415,9 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def restore(
-    cls: Any,
-    config: DiffLlamaConfig,
-    source: str | None,
-    options: dict[str, Any] | None,
-    weights: Any,
-    backend: str,
-    choices: dict[str, Any],
+    cls: Any, config: DiffLlamaConfig, source: str | None, weights: Any, backend: str, choices: dict[str, Any]
 ) -> Any:
-    """Rebuild a pickled model.
-
-    `weights` is the nested dict, or with the `options` of loading the checksum of the weights in `source`.
-
-    Raises:
-        CheckpointError: the folder is not there, or holds another model.
-    """
-    if options is None:
-        model = cls(config, weights, backend=importlib.import_module(backend), **choices)
-    else:
-        folder = Path(str(source))
-        files = _identities(folder)
-        params = load(folder, config, cls.architecture, dtype=choices["dtype"], **options)
-        model = cls(config, params, backend=importlib.import_module(backend), **choices)
-        if _checksum(model.params) != weights:
-            raise CheckpointError(
-                f"{folder}: got other weights than those of the pickled model, expected the same; "
-                "pickle the model again, or put its files back"
-            )
-        model._origin = Origin(folder, files, options, flatten(model.params))
+    """Rebuild a pickled model."""
+    model = cls(config, weights, backend=importlib.import_module(backend), **choices)
     model.source = source
     return model
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a model was loaded from: the folder, its files, the options of `load`, and the weights by name."""
-
-    folder: Path
-    files: dict[str, Identity | None]
-    options: dict[str, Any]
-    weights: dict[str, Any]
-
-    def has(self, params: dict[str, Any]) -> bool:
-        """Return whether these are the weights that were loaded, which are read-only, and the files are the same."""
-        now, then = flatten(params), self.weights
-        return (
-            now.keys() == then.keys()
-            and all(a is then[name] and isinstance(a, np.ndarray) and not a.flags.writeable for name, a in now.items())
-            and _identities(self.folder) == self.files
-        )
-
-
-def _identities(folder: Path) -> dict[str, Identity | None]:
-    """Return what changes when weights of a checkpoint are replaced or deleted."""
-    return {path.name: identity(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _checksum(params: dict[str, Any]) -> int:
-    """Return a checksum of the first numbers of every weight: it tells checkpoints apart, and reads little."""
-    found = 0
-    for array in flatten(params).values():
-        found = zlib.crc32(array.reshape(-1)[:64].tobytes(), found)
-    return found

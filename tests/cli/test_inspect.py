@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import refdiff
-from refdiff.cli.inspect import inspect
+from refdiff.cli.inspect import describe
 from refdiff.model.weights import parameter_shapes
 
 from .conftest import Cli
@@ -53,14 +53,14 @@ def test_the_report_as_json(tiny_checkpoint: Path, cli: Cli) -> None:
 
 def test_a_llama_is_called_one(folder: Path) -> None:
     change_config(folder, model_type="llama", architectures=["LlamaForTokenClassification"])
-    report = inspect(str(folder))
+    report = describe(folder)
     assert report["architecture"] == "LlamaForTokenClassification"
     unknown = "'model.layers.0.self_attn.lambda_q1' in 'model.safetensors'"
     assert f"{unknown}: no parameter of a LlamaForTokenClassification with this config.json" in report["problems"]
 
 
 def test_lambdas_are_those_of_the_model(tiny_checkpoint: Path) -> None:
-    lambdas = inspect(str(tiny_checkpoint))["lambdas"]
+    lambdas = describe(tiny_checkpoint)["lambdas"]
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint, dtype="float64")
     expected = [float(x) for x in model([[0, 5]], output_attentions=True).lambdas]
     assert [entry["layer"] for entry in lambdas] == [0, 1]
@@ -77,7 +77,7 @@ def test_memory(dtype: str, mapped: bool, tmp_path: Path, cli: Cli) -> None:
     )  # fmt: skip
     model = refdiff.DiffLlamaForCausalLM.from_config(config)
     model.save_pretrained(tmp_path, dtype=dtype)
-    report = inspect(str(tmp_path))
+    report = describe(tmp_path)
     memory = report["memory"]
     assert report["dtype"] == dtype
     assert memory["weights"] == 4 * model.num_parameters()
@@ -104,7 +104,7 @@ def test_weights_that_do_not_fit_the_config_are_listed_with_status_1(folder: Pat
     assert "'model.norm.weight' of shape (24,) is missing" in done.out
     assert f"{q_proj}: shape is (3, 24), but config.json makes it (32, 24)" in done.out
     assert f"{extra}: no parameter of a DiffLlamaForCausalLM with this config.json" in done.out
-    assert [entry["layer"] for entry in inspect(str(folder))["lambdas"]] == [0]  # layer 1 has four of unequal length
+    assert [entry["layer"] for entry in describe(folder)["lambdas"]] == [0]  # layer 1 has four of unequal length
 
 
 def test_another_number_of_layers_comes_first_of_a_few_problems(folder: Path, cli: Cli) -> None:
@@ -132,7 +132,7 @@ def test_the_weights_are_not_read(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + at)
-    report = inspect(str(tmp_path))
+    report = describe(tmp_path)
     assert (report["parameters"], report["memory"]["mapped"], len(report["lambdas"])) == (1_235_818_496, at, 16)
 
 

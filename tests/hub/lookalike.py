@@ -56,7 +56,6 @@ class Lookalike:
     """The hub: its repos, the faults that it has been told to make, and what it was asked for.
 
     `info` is sent in place of any repo's description, `info_headers` with it, and `headers` with what is said of files.
-    `total` is said to be the size of a file whose range is sent.
     `moved` sends clients on to another page of the same hub for each small file, as the real one does since 2025.
     """
 
@@ -67,7 +66,6 @@ class Lookalike:
     faults: list[tuple[str, str, int]] = field(default_factory=list)
     info: bytes | None = None
     info_headers: dict[str, str] = field(default_factory=dict)
-    total: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     moved: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -81,8 +79,7 @@ class Lookalike:
     def fail(self, path_part: str, how: str, number: int, times: int = 1) -> None:
         """Let the next requests for a path fail.
 
-        how: "status" number, "cut" or "reset" after a number of bytes, "endless" with so many bytes at a time, "slow"
-        with a byte of the headers every so many milliseconds, "drip" with one of the body.
+        how: "status" number, "cut" or "reset" after a number of bytes, "endless" with so many bytes at a time.
         """
         self.faults += [(path_part, how, number)] * times
 
@@ -207,23 +204,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, content: bytes, headers: dict[str, str]) -> None:
         status, total = 200, len(content)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted and not self.lookalike.take_fault(self.path, "no ranges"):
+        if wanted:
             begin, end = int(wanted[1]), min(int(wanted[2] or total), total - 1) + 1
             if begin >= total:
                 self._send(416, b"", {"Content-Range": f"bytes */{total}"})
                 return
             content, status = content[begin:end], 206
-            headers = {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{self.lookalike.total or total}"}
+            headers = {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{total}"}
         self._send(status, content, {**headers, "Accept-Ranges": "bytes"})
 
     def _error(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         self._send(status, message.encode(), {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        if slow := self.lookalike.take_fault(self.path, "slow"):
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Padding: ")
-            while not threading.Event().wait(slow[1] / 1000):
-                self.wfile.write(b"x")
         self.send_response(status)
         if "/resolve/" in self.path:
             headers = {**headers, **self.lookalike.headers}
@@ -235,9 +228,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if drip := self.lookalike.take_fault(self.path, "drip"):
-            while not threading.Event().wait(drip[1] / 1000):
-                self.wfile.write(b"x")
         while endless:
             self.wfile.write(b"x" * endless[1])
         fault = self.lookalike.take_fault(self.path, "cut", "reset")
