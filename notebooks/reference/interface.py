@@ -41,7 +41,6 @@ INTERFACE = {
         "refdiff.oracle.trace",
         "refdiff.oracle.diagnosis",
         "refdiff.oracle.divergence",
-        "refdiff.oracle.strategies",
         "refdiff.oracle.golden",
         "refdiff.oracle.mistakes",
         "refdiff.oracle.conformance",

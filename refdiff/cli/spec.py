@@ -25,8 +25,6 @@ PROFILES = (
     "discriminating", "tiny_values", "cancellation", "extreme", "natural", "degenerate", "layout", "serving", "tiles",
     "lambda", "modules",
 )  # fmt: skip
-ALIASES = dict(zip(("identify", "whisper", "cancel"), PROFILES, strict=False))
-"""Former names of the first three profiles, still accepted."""
 OUTPUTS = ("out", "lse", "lse1", "lse2")
 OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim)(?: is|: got) \d|\d+ query heads")
 """How what a Spec says of its dimensions begins."""
@@ -43,11 +41,7 @@ def add_spec(group: Any, default: str | None, *, layer: str = "0") -> None:
 def add_profile(group: Any, default: str) -> None:
     """Add --profile, whose default in words is `default`."""
     text = f"kind of numbers (default: {default})"
-    group.add_argument("--profile", action="append", type=_profile, choices=PROFILES, metavar="NAME", help=text)
-
-
-def _profile(name: str) -> str:
-    return ALIASES.get(name, name)
+    group.add_argument("--profile", action="append", choices=PROFILES, metavar="NAME", help=text)
 
 
 SPEC_NOTE = (

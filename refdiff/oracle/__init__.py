@@ -14,7 +14,7 @@
 `refdiff.oracle.inputs` documents the input dictionary.
 """
 
-from refdiff.oracle import golden, strategies, torch
+from refdiff.oracle import golden, torch
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.diagnosis import Ranking, diagnose
@@ -52,7 +52,6 @@ __all__ = [
     "golden",
     "hooks",
     "read_trace",
-    "strategies",
     "torch",
     "trace",
     "truth",

@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, PROFILES, Case, cases, resolve_profile
+from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, PROFILES, Case, cases, check_profile
 from refdiff.oracle.inputs.arrays import write_arrays
 from refdiff.oracle.inputs.signature import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
@@ -133,7 +133,7 @@ class Run:
 
 
 def _profiles(text: str) -> list[str]:
-    return [resolve_profile(name.strip()) for name in text.split(",") if name.strip()]
+    return [check_profile(name.strip()) for name in text.split(",") if name.strip()]
 
 
 def _sizes(text: str) -> list[tuple[int, int, int]]:

@@ -62,7 +62,7 @@ def export(
 
     Args:
         path: the folder, created if it does not exist; the cases of an earlier export are replaced or removed.
-        cases: from `oracle.cases` or `oracle.strategies`.
+        cases: from `oracle.cases`.
         recipe: where the kernels round; None is the usual recipe of each case's dtype.
         gradients: also write the expected gradients for the gradient `dout` of the output.
 

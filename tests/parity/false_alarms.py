@@ -23,9 +23,9 @@ import numpy as np
 
 from refdiff.oracle import Budget, Recipe, Spec, Verdict, budget
 from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, small_spec
-from refdiff.oracle.cases.values import VALUES
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import VALUES, draw
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies import Structure, draw
 from tests.parity.plain_kernels import PLAIN_KERNELS, plain_spec
 from tests.parity.real_kernels import DTYPES, KERNELS
 

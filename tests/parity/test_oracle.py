@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.oracle import Spec
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.strategies import Structure
+from refdiff.oracle.cases.structure import Structure
 from tests.parity.false_alarms import drawn
 from tests.parity.plain_kernels import PLAIN_KERNELS, PLAIN_SPECS, plain_spec
 from tests.parity.real_kernels import DTYPES, KERNELS, NOT_SERVED

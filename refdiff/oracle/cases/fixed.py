@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import ALIASES, draw, round_to_storage
+from refdiff.oracle.cases.values import draw, round_to_storage
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.resolve import small_spec as small_spec
@@ -108,7 +108,7 @@ class Case:
     """Inputs of a kernel in their storage dtype, and a gradient of its output.
 
     `name` has the profile, the index in it, the sizes (`Structure.sizes`), dtype and seed. `source` is the expression
-    that reproduces the case, given its spec as `spec`; it is empty for a case of `strategies`.
+    that reproduces the case, given its spec as `spec`.
     """
 
     name: str
@@ -170,7 +170,7 @@ def cases(
     Raises:
         ValueError: the profile or the dtype is unknown.
     """
-    profile = resolve_profile(profile)
+    check_profile(profile)
     values, structures = PROFILES[profile]
     if thorough:
         structures += THOROUGH.get(profile, ())
@@ -192,17 +192,12 @@ def cases(
     return made
 
 
-def resolve_profile(name: str) -> str:
-    """Return the current name of a profile; former names are accepted.
-
-    Raises:
-        ValueError: no profile has that name.
-    """
-    profile = ALIASES.get(name, name)
-    if profile not in PROFILES:
+def check_profile(name: str) -> str:
+    """Return the name; raise ValueError if no profile has it."""
+    if name not in PROFILES:
         hint = did_you_mean(name, PROFILES, otherwise=":")
         raise ValueError(f"no profile is called {name!r}{hint} there are {', '.join(PROFILES)}")
-    return profile
+    return name
 
 
 def _apply_window(spec: Spec, structure: Structure) -> Structure:

@@ -10,9 +10,6 @@ from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import axis_lengths
 from refdiff.oracle.spec import Spec
 
-PADDING = ("none", "left", "right")
-UNSEEN = ("none", "padding", "mask", "bias")
-
 
 @dataclass(frozen=True)
 class Structure:
@@ -29,10 +26,6 @@ class Structure:
     packed: (queries, keys) of each sequence, one after another; B is then 1, and T and S are the sums.
     pages: (queries, keys) of each sequence, the keys in shuffled pages of `page` keys, two of them unused. Sequences
         with different numbers of queries are packed.
-
-    Raises:
-        ValueError: a length below 0, an unknown padding, packed and pages at once, or a mask, bias or positions for a
-            structure that is not dense.
     """
 
     batch: int = 2
@@ -47,23 +40,6 @@ class Structure:
     packed: tuple[tuple[int, int], ...] | None = None
     pages: tuple[tuple[int, int], ...] | None = None
     page: int = 4
-
-    def __post_init__(self) -> None:
-        lengths = [n for pair in (*(self.packed or ()), *(self.pages or ())) for n in pair]
-        lengths += [self.window or 0, self.hole]
-        if min(self.batch, self.queries, self.keys, *lengths, 0) < 0 or self.page < 1:
-            raise ValueError(f"{self}: lengths must be 0 or more, and a page holds 1 key or more")
-        if self.padding not in PADDING:
-            raise ValueError(f"padding: got {self.padding!r}, expected one of {', '.join(map(repr, PADDING))}")
-        if self.unseen not in UNSEEN:
-            raise ValueError(f"unseen: got {self.unseen!r}, expected one of {', '.join(map(repr, UNSEEN))}")
-        if self.packed is not None and self.pages is not None:
-            raise ValueError("packed and pages are two ways to say how long the sequences are: give one of them")
-        if self.hidden is not None and self.pages is not None:
-            raise ValueError("a whole layer has its keys from x, not from pages: hidden must be None")
-        dense = self.sequences is None and self.hidden is None
-        if not dense and (self.window is not None or self.bias or self.hole or self.unseen != "none"):
-            raise ValueError("window, bias, hole and unseen are for dense q, k and v alone")
 
     @property
     def sequences(self) -> tuple[tuple[int, int], ...] | None:
@@ -163,12 +139,7 @@ def relaid(inputs: Inputs, layout: str) -> Inputs:
 
     Shapes:
         unchanged; so are the numbers, except for "one for all"
-
-    Raises:
-        ValueError: the layout is unknown.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"no layout is called {layout!r}: there are {', '.join(map(repr, LAYOUTS))}")
     names = ("q", "k", "v", "k_pages", "v_pages", "x")
     made = dict(inputs)
     for name in names:

@@ -25,8 +25,6 @@ from refdiff.oracle.truth.attention_operands import (
 )
 
 STORAGE = ("float32", "bfloat16", "float16")
-ALIASES = {"identify": "discriminating", "whisper": "tiny_values", "cancel": "cancellation"}
-"""Former names of profiles, still accepted."""
 LAMBDAS = (-0.4, 0.1, 3.4)
 """λ of the profile lambda, one per seed: a wrong kernel may clip λ at 0, 0.3 or 3."""
 TILE_BORDER = 64
@@ -55,7 +53,6 @@ def draw(spec: Spec | str, structure: Structure, values: str, seed: int, dtype: 
     Raises:
         ValueError: `values` or `dtype` is unknown.
     """
-    values = ALIASES.get(values, values)
     for name, value, known in (("values", values, VALUES), ("dtype", dtype, STORAGE)):
         if value not in known:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")

@@ -9,9 +9,9 @@ from refdiff.backends import ops_for
 from refdiff.oracle import Spec, cases, check, diagnose
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw as layer_inputs
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies import Structure
-from refdiff.oracle.strategies import draw as layer_inputs
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.forward import out_factor
 from tests.oracle.example_inputs import draw, small

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Budget, Recipe, budget
-from refdiff.oracle.cases.values import round_to_storage
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw, round_to_storage
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.example_inputs import small
 
 LAYER_NORM = {"norm": "layer", "norm_weight": True, "norm_bias": True}

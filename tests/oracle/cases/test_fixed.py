@@ -7,10 +7,8 @@ import pytest
 
 from refdiff.oracle import cases, truth
 from refdiff.oracle.cases.fixed import PROFILES, small_spec
-from refdiff.oracle.cases.values import ALIASES
 from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.strategies import structures
 from tests.oracle.example_inputs import small
 
 
@@ -43,15 +41,5 @@ def test_a_case_knows_what_it_is_blind_to() -> None:
 
 
 def test_an_unknown_profile() -> None:
-    for drawn in (cases, structures):
-        with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, discriminating"):
-            drawn("hard")
-
-
-@pytest.mark.parametrize(("old", "new"), ALIASES.items())
-def test_former_names_of_profiles(old: str, new: str) -> None:
-    spec = small_spec("hf_diffllama")
-    for former, case in zip(cases(old, 1, spec=spec), cases(new, 1, spec=spec), strict=True):
-        assert former.name == case.name
-        assert former.name.startswith(new)
-        np.testing.assert_array_equal(former.inputs["lambda_q1"], case.inputs["lambda_q1"])
+    with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, discriminating"):
+        cases("hard")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Recipe, Spec, budget, truth
-from refdiff.oracle.cases.values import VALUES
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import VALUES, draw
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT, Order
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.example_inputs import small
 
 PLAIN = Structure(2, 6, 9)

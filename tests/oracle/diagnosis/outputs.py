@@ -11,6 +11,8 @@ import numpy as np
 from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Case, Mistake, Recipe, Spec, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
 from refdiff.oracle.mistakes.kernel import deviated
@@ -19,7 +21,6 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
-from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.attention_operands import attention_operands, scores
 from refdiff.oracle.truth.forward import forward, normalize_and_scale
 

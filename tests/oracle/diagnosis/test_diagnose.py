@@ -12,6 +12,8 @@ import pytest
 import refdiff
 from refdiff.oracle import Mistake, Ranking, Recipe, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.diagnose import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.inputs import kind_of
@@ -19,7 +21,6 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes.kernel import is_same_output, output_with
 from refdiff.oracle.mistakes.listed import draw_probes
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
 from tests.oracle.diagnosis.outputs import by_weights, kernel, natural, output_of, pair_of_cases, rounded
 

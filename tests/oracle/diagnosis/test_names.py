@@ -9,12 +9,13 @@ import pytest
 
 from refdiff.oracle import Case, Spec, cases, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.diagnosis.outputs import by_weights, output_of, rounded
 from tests.oracle.tiled_kernels import tiled
 

@@ -9,9 +9,10 @@ import pytest
 
 from refdiff.oracle import cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.mistakes.listed import EVERY, RARE_DEVIATIONS
 from refdiff.oracle.spec.presets import YARN
-from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.diagnosis.outputs import kernel, natural, rounded
 
 LAST: dict[str, Any] = {"partial_rotary_factor": 0.25, "rotary_at": "last"}

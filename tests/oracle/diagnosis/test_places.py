@@ -11,10 +11,10 @@ import pytest
 
 from refdiff.oracle import Budget, Case, budget, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.diagnosis.places import ErrorPlaces, locate_errors
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies import Structure
 from tests.oracle.diagnosis.outputs import kernel, natural, output_of
 
 T = 70

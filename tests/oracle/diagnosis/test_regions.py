@@ -10,8 +10,8 @@ import pytest
 
 from refdiff.oracle import Case, Ranking, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.diagnosis.ranking import NONE_FITS, UNIQUE
-from refdiff.oracle.strategies import Structure
 from tests.oracle.diagnosis.outputs import natural, rounded
 
 SPEC = small_spec("hf_diffllama")

@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 
 from refdiff.oracle import Case, Recipe, Spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.golden import seal_index
 from refdiff.oracle.inputs.arrays import read_arrays
-from refdiff.oracle.strategies import Structure, draw
 
 HF = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=2)
 V2 = Spec.preset("diff_v2", query_heads=4, key_heads=1, head_dim=8)

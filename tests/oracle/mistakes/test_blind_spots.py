@@ -6,7 +6,8 @@ import pytest
 
 from refdiff.oracle import Spec, blind_spots, cases
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.strategies import Structure, draw
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from tests.oracle.example_inputs import small
 
 

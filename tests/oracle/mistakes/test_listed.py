@@ -10,6 +10,8 @@ import pytest
 
 from refdiff.oracle import Mistake, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw as draw_values
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import LINKS
@@ -17,8 +19,6 @@ from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.kernel import deviated, is_same_output, output
 from refdiff.oracle.mistakes.listed import EVERY, KINDS, RARE_DEVIATIONS, draw_probes
 from refdiff.oracle.spec.presets import PRESETS, YARN
-from refdiff.oracle.strategies import Structure
-from refdiff.oracle.strategies import draw as draw_values
 from tests.oracle.example_inputs import draw, small
 
 HF = small("hf_diffllama")

@@ -9,11 +9,12 @@ import pytest
 
 from refdiff.oracle import Budget, Recipe, Spec, budget
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import row_estimate
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
 
 SQUARE = Structure(batch=1, queries=192, keys=192)

@@ -9,11 +9,12 @@ import pytest
 
 from refdiff.oracle import Recipe, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.mistakes.kernel import deviated, ops_with
-from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.backward import backward
 from tests.oracle.selftest.mutants import Mutant, mutants, way_of, with_a_row_of
 from tests.oracle.selftest.one_case import Trial

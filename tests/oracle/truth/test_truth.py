@@ -14,9 +14,9 @@ from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for
 from refdiff.oracle import Spec, truth
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
+from refdiff.oracle.cases.values import draw as draw_values
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.strategies import Structure
-from refdiff.oracle.strategies import draw as draw_values
 from refdiff.oracle.truth import forward
 from refdiff.oracle.truth.attention_operands import head_indices, value_heads
 from tests.oracle.example_inputs import cut_out, draw, small
