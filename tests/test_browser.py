@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ from packaging.requirements import Requirement
 
 import refdiff
 from refdiff import arrays, browser, bundled
-from refdiff.generation.tokenizer import file
-from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
 from refdiff.layers import embedding
-from tests.generation.tokenizer.test_byte_level import rust_words
 from tests.layers.inputs import says
 
 ROOT = Path(__file__).parents[1]
@@ -44,22 +40,6 @@ def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(browser, "IN_BROWSER", True)
     with says(RuntimeError, "this test starts processes, which no browser has: use Python outside of one"):
         browser.require_processes("this test")
-
-
-def test_the_tokenizer_of_a_browser_is_the_one_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tokenizers
-
-    asked: list[str] = []
-
-    def from_json(text: str, source: Any) -> ByteLevelBackend:
-        asked.append(str(source))
-        return ByteLevelBackend(json.loads(text), rust_words(tokenizers.Tokenizer.from_str(text)), source)
-
-    monkeypatch.setattr(file, "IN_BROWSER", True)
-    monkeypatch.setattr(ByteLevelBackend, "from_json", from_json)
-    tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-    assert asked == [str(bundled.FOLDER / "tokenizer.json")]
-    assert tokenizer.decode(tokenizer.encode("The king"), skip_special_tokens=True) == "The king"
 
 
 def test_indices_become_pointers(monkeypatch: pytest.MonkeyPatch) -> None:

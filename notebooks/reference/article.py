@@ -48,7 +48,7 @@ CHAPTER_PAGE = """<!doctype html>
 </body>
 </html>
 """
-TOKENIZER = ROOT / "refdiff" / "generation" / "tokenizer" / "byte_level.js"
+TOKENIZER = HERE / "try" / "modules" / "byte_level.js"
 CHECKED = "\n\n<details>\n<summary>What is checked"
 """Where a cell's text ends for a reader: code follows that build.py of the notebooks runs."""
 

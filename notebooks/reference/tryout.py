@@ -53,7 +53,7 @@ def write(folder: Path) -> None:
             for path in sorted(package.rglob("*")):
                 if path.is_file() and "__pycache__" not in path.parts:
                     archive.write(path, path.relative_to(package.parent))
-        for path in sorted((SOURCE / "modules").glob("*.py")):
+        for path in sorted((SOURCE / "modules").glob("*.*")):
             archive.write(path, path.name)
     with zipfile.ZipFile(folder / "notebooks.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         scripts = [path for path in HERE.parent.glob("[a-z]*.py") if not path.name.startswith("guide_")]

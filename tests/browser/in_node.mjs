@@ -16,4 +16,5 @@ for (const wheel of readdirSync(`${folder}/wheels`))
   python.unpackArchive(new Uint8Array(readFileSync(`${folder}/wheels/${wheel}`)), "wheel", { extractDir: packages });
 python.FS.mkdirTree("/project");
 python.FS.mount(python.FS.filesystems.NODEFS, { root: process.cwd() }, "/project");
+python.runPython("import sys; sys.path.append('/project/notebooks/reference/try/modules')"); // a package tokenizers
 python.runPython(readFileSync(program, "utf8"));

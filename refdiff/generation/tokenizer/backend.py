@@ -19,7 +19,7 @@ _LOAD_AGAIN = "; download it again, or write it again with `tokenizer.save_pretr
 SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 Encoding = Any
-"""One tokenized text: `tokenizers.Encoding`, or what has its lists `ids`, `tokens`, `offsets`, `word_ids`, …."""
+"""One tokenized text: `tokenizers.Encoding`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Truncation:
 class TokenizerBackend:
     """A loaded tokenizer.json; `native` is the `tokenizers.Tokenizer`, whose errors become `CheckpointError`.
 
-    It neither truncates nor pads by itself: `settings` has the `padding` and `truncation` of the file, unused. A
-    subclass may replace all methods, and so the library.
+    It neither truncates nor pads by itself: `settings` has the `padding` and `truncation` of the file, unused.
     """
 
     def __init__(self, native: Any, source: str | Path = "tokenizer.json") -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from refdiff.browser import IN_BROWSER
 from refdiff.errors import CheckpointError
 from refdiff.files import parse_json, read_text, unique_keys
 from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, TokenizerBackend
@@ -56,20 +55,11 @@ def load_backend(folder: Path) -> TokenizerBackend:
     normalized = [token.get("content") for token in added if token.get("normalized") is not False]
     check_sections({name: parsed.get(name) for name in SECTIONS}, path)
     check_lengths(tokens, normalized, parsed.get, path)
-    backend = _from_json(text, path)
-    check_sections(
-        {name: backend.section(name) for name in SECTIONS}, path
-    )  # as read by the library, perhaps otherwise
+    backend = TokenizerBackend.from_json(text, path)
+    # as read by the library, perhaps otherwise
+    check_sections({name: backend.section(name) for name in SECTIONS}, path)
     check_lengths(tokens, normalized, backend.section, path)
     return backend
-
-
-def _from_json(text: str, path: Path) -> TokenizerBackend:
-    if IN_BROWSER:
-        from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
-
-        return ByteLevelBackend.from_json(text, path)
-    return TokenizerBackend.from_json(text, path)
 
 
 def check_model(model: Any, path: Path) -> list[Any]:

@@ -1,22 +1,37 @@
-"""The tokenizer of a browser: the same as the Rust library's, of which it takes here what JavaScript does there."""
+"""The stand-in of "Try it" for the package tokenizers: the same results. Here the package does what JavaScript does."""
 
 from __future__ import annotations
 
 import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 
+import refdiff
 from refdiff import bundled
 from refdiff.errors import CheckpointError
 from refdiff.generation.stream import PieceDecoder
 from refdiff.generation.tokenizer import AddedToken, TokenizerBackend
 from refdiff.generation.tokenizer.backend import Truncation
-from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
 from tests.generation.trained_tokenizers import ODD_TEXTS, TEXTS, byte_level, unigram
+from tests.test_notebooks import FOLDER
 
+
+def _of_the_page() -> Any:
+    spec = spec_from_file_location("tokenizers_of_the_page", FOLDER / "reference" / "try" / "modules" / "tokenizers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+page = _of_the_page()
 TEXT = (bundled.FOLDER / "tokenizer.json").read_text(encoding="utf-8")
 
 
@@ -30,13 +45,10 @@ def rust_words(native: Any) -> Any:
     return words
 
 
-def pair_of(text: str) -> tuple[ByteLevelBackend, TokenizerBackend]:
-    native = tokenizers.Tokenizer.from_str(text)
-    return ByteLevelBackend(json.loads(text), rust_words(native)), TokenizerBackend(tokenizers.Tokenizer.from_str(text))
-
-
-def both(kind: str) -> tuple[ByteLevelBackend, TokenizerBackend]:
-    return pair_of(TEXT if kind == "bundled" else byte_level().to_str())
+def both(kind: str) -> tuple[TokenizerBackend, TokenizerBackend]:
+    text = TEXT if kind == "bundled" else byte_level().to_str()
+    mine = page.Tokenizer(json.loads(text), rust_words(tokenizers.Tokenizer.from_str(text)))
+    return TokenizerBackend(mine), TokenizerBackend(tokenizers.Tokenizer.from_str(text))
 
 
 def samples() -> list[str]:
@@ -105,7 +117,7 @@ def test_it_decodes_as_the_library_does(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bundled", "trained"])
-def test_it_knows_what_the_library_knows(kind: str) -> None:
+def test_it_knows_what_the_library_knows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, theirs = both(kind)
     for _ in range(2):
         assert mine.vocab() == theirs.vocab()
@@ -123,7 +135,9 @@ def test_it_knows_what_the_library_knows(kind: str) -> None:
             assert mine.section(name) == theirs.section(name)
         assert json.loads(mine.to_json()) == json.loads(theirs.to_json())
         new = [AddedToken("<tool>", special=True, normalized=False), AddedToken("king of", normalized=False)]
-        mine.add_tokens([*new, AddedToken("a", normalized=False)])
+        with monkeypatch.context() as inside:
+            inside.setitem(sys.modules, "tokenizers", page)
+            mine.add_tokens([*new, AddedToken("a", normalized=False)])
         theirs.add_tokens([*new, AddedToken("a", normalized=False)])
     text = "A king of kings<tool>, a tool"
     same(mine.encode([text])[0], theirs.encode([text])[0])
@@ -138,12 +152,10 @@ def test_it_knows_what_the_library_knows(kind: str) -> None:
 )
 def test_another_kind_of_tokenizer_is_refused(changed: dict[str, Any]) -> None:
     parsed = {**json.loads(TEXT), **changed}
-    with pytest.raises(
-        CheckpointError, match=r"^there.json: got another .* byte-level BPE .* no browser has: use Python outside"
-    ):
-        ByteLevelBackend(parsed, lambda text: [], "there.json")
+    with pytest.raises(CheckpointError, match=r"got another .* byte-level BPE .* no browser has: use Python outside"):
+        page.Tokenizer(parsed, lambda text: [])
     with pytest.raises(CheckpointError, match="expected a byte-level BPE"):
-        ByteLevelBackend(json.loads(unigram().to_str()), lambda text: [])
+        page.Tokenizer(json.loads(unigram().to_str()), lambda text: [])
 
 
 def test_features_of_the_package_tokenizers_alone_are_refused() -> None:
@@ -154,3 +166,18 @@ def test_features_of_the_package_tokenizers_alone_are_refused() -> None:
         mine.encode([("a", "b")])
     with pytest.raises(CheckpointError, match=r"got '<x>' with single_word, lstrip or rstrip, .*; only the package"):
         mine.add_tokens([AddedToken("<x>", lstrip=True)])
+
+
+def test_refdiff_uses_it_as_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "javascript_words", lambda text: rust_words(tokenizers.Tokenizer.from_str(text)))
+    path = bundled.FOLDER / "tokenizer.json"
+    text = "The king <|endoftext|>昔"
+    ids = tokenizers.Tokenizer.from_file(str(path)).encode(text).ids
+    assert page.Tokenizer.from_file(str(path)).encode(text).ids == ids
+    monkeypatch.setitem(sys.modules, "tokenizers", page)
+    tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.decode(ids) == page.Tokenizer.from_file(str(path)).decode(ids, skip_special_tokens=False)
+    assert isinstance(tokenizer.backend.native, page.Tokenizer)
+    with pytest.raises(ImportError, match=r"tokenizers\.trainers is compiled code, which no browser has"):
+        page.trainers  # noqa: B018
