@@ -42,7 +42,6 @@ AIMS = {
     "decode:128x8": Aim(2.6, lossless=1.04),
     "decode:128x16": Aim(2.5, lossless=1.08),
     "lookup": Aim(3.0, lossless=1.08),
-    "edit": Aim(3.0),
     "product:1": Aim(1.0, beside="onnxruntime", lossless=1.09),
     "product:2": Aim(0.9, beside="onnxruntime", lossless=1.08),
     "product:4": Aim(0.9, beside="onnxruntime", lossless=1.09),

@@ -27,7 +27,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from refdiff.bench.inputs import Ids, edited_program, forcing_bias, random_ids, repeated_pattern
+from refdiff.bench.inputs import Ids, forcing_bias, random_ids, repeated_pattern
 from refdiff.bench.sides import READY, WORKING_SET, Measurement, Side
 from refdiff.bench.sizes import TRAINED, write_random
 from refdiff.model.config import DiffLlamaConfig
@@ -40,7 +40,7 @@ MEMORY_BOUND_TOKENS = 16
 """Largest number of tokens at which a product is bound by reading its weight, not by arithmetic."""
 
 LOOKUP_PROMPT, NUM_LOOKUP_TOKENS = 256, 10
-"""Number of prompt tokens in the rows `lookup` and `edit`, and prompt_lookup_num_tokens for all sides."""
+"""Number of prompt tokens in the rows `lookup`, and prompt_lookup_num_tokens for all sides."""
 
 ORACLE_RUNS = {"check": ("halves", "pass"), "diagnose": ("interleaved", "unique")}
 """Oracle function → head pairing of the kernel that it gets, and the status that it must return."""
@@ -111,10 +111,9 @@ def look_up(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """
     side.open(side.folder)
     vocab_size = DiffLlamaConfig.from_pretrained(side.folder).vocab_size
-    make = edited_program if row.name == "edit" else repeated_pattern
 
     def generate_text(new: int) -> Measurement:
-        ids, text = make(LOOKUP_PROMPT, new + 1, vocab_size)
+        ids, text = repeated_pattern(LOOKUP_PROMPT, new + 1, vocab_size)
         bias = forcing_bias(ids[0], text)
         tokens, seconds, (first, *later) = generate_greedily(
             side, ids, len(text), prompt_lookup_num_tokens=NUM_LOOKUP_TOKENS, sequence_bias=bias
@@ -310,8 +309,7 @@ KINDS = {
     "load": Kind("", "load", load, "s", new_process=True, warm_up=True),
     "prefill": Kind(_MANY, "prefill {size}{sequences}", prefill, ceiling="sgemm"),
     "decode": Kind(_MANY, "decode {size}{sequences}", decode, ceiling="gemv"),
-    "lookup": Kind("", "prompt lookup, a copy", look_up),
-    "edit": Kind("", "prompt lookup, an edit", look_up),
+    "lookup": Kind("", "prompt lookup", look_up),
     "memory": Kind(_MANY, "memory {size}{sequences}", memory, "B", new_process=True),
     "product": _PRODUCT,
     "check": _ORACLE,
@@ -395,12 +393,12 @@ def _parse(part: str) -> BenchRow:
 
 ALL = parse_rows(
     "cold,load,prefill:128,prefill:512,prefill:2048,prefill:8192,decode:128,decode:2048,decode:8192,"
-    "decode:128x2,decode:128x4,decode:128x8,decode:128x16,lookup,edit,memory:128,memory:2048,memory:8192,"
+    "decode:128x2,decode:128x4,decode:128x8,decode:128x16,lookup,memory:128,memory:2048,memory:8192,"
     "memory:128x4,memory:128x16,product:1,product:2,product:4,product:8,product:16,product:128,product:512"
 )
 """The rows measured without --rows."""
 
-QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,edit,memory:32,product:1,product:8")
+QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,memory:32,product:1,product:8")
 TRAIN = parse_rows("train:3m,train:30m")
 QUICK_TRAIN = parse_rows("train:tiny")
 """The rows measured with --quick, --train and both."""

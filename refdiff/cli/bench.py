@@ -55,13 +55,12 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
         "A ratio is the median over the repetitions. A ratio above 1 means that refdiff is faster; in rows of memory, "
         "one below 1 means that it needs less. The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on "
         "this machine, measured before and after each pair. "
-        "The rows lookup and edit use prompt lookup to copy a prompt and to edit one; passes are how often the model "
-        "ran. "
+        "The row lookup copies a prompt by prompt lookup; passes are how often the model ran. "
         "Exit status: 1 where a row failed, or the sides generated different tokens.",
         f"--like is {LIKE[0]} (4.94 GB), {LIKE[1]} (2.78 GB) or {LIKE[2]} (0.5 MB).",
         f"--against is {', '.join(PEERS)}, and may be given several times. onnxruntime and numpy have products only; "
         "stored is refdiff with --weights stored.",
-        "--rows: cold, load, lookup, edit, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m, "
+        "--rows: cold, load, lookup, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m, "
         "train:30m; xN after a number of tokens for N sequences at once, as in decode:128x8. check:TOKENSxHEADS and "
         "diagnose:TOKENSxHEADS measure the oracle, in seconds of the processor.",
         "--dtype float16 and bfloat16 need --backend cupy; tokens may then differ, and are not compared.",

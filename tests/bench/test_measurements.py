@@ -19,7 +19,7 @@ import refdiff
 from refdiff import oracle
 from refdiff.backends import Backend, decoder, overlay
 from refdiff.bench import rows
-from refdiff.bench.inputs import PATTERN, Ids, edited_program, random_ids
+from refdiff.bench.inputs import PATTERN, Ids, random_ids
 from refdiff.bench.rows import LOOKUP_PROMPT, Arrivals, parse_rows
 from refdiff.bench.sides import BenchSettings, FloatArray, Side
 from refdiff.bench.sizes import TRAINED
@@ -157,21 +157,6 @@ def test_prompt_lookup_repeats_its_prompt_and_is_timed_after_the_first_token(fol
     np.testing.assert_array_equal(ids[0, PATTERN:-1], ids[0, : -PATTERN - 1])
     assert ids[0, -1] not in pattern, "what follows it could be guessed before the first token"
     assert answer == {"seconds": 2 * 2, "amount": 4, "passes": 2, "tokens": [pattern[:5]]}
-
-
-def test_an_edit_says_most_of_its_prompt_again(folder: Path) -> None:
-    side = FakeSide(BenchSettings(str(folder), lookup_tokens=30))
-    answer = _measured(side, "edit")
-    prompt, text = edited_program(LOOKUP_PROMPT, 31, 499)
-    np.testing.assert_array_equal(side.did[-1][1], prompt)
-    assert answer == {"seconds": 15 * 2, "amount": 30, "passes": 15, "tokens": [text.tolist()]}
-    prompt, text = edited_program(256, 129, 50_000)
-    assert prompt.shape == (1, 256)
-    assert prompt[0, -1] not in [*prompt[0, :-1], *text], "what follows it could be guessed before the first token"
-    changed = prompt[0, :129] != text
-    assert changed.sum() == 14
-    for before in set(prompt[0, :129][changed].tolist()):  # a name changes everywhere, always into the same
-        assert len(set(text[prompt[0, :129] == before].tolist())) == 1
 
 
 def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(

@@ -102,13 +102,13 @@ def test_a_row_that_fails_does_not_end_the_others(log: Log) -> None:
 
 @pytest.mark.slow
 def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
-    rows = parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny,check:19x2,diagnose:23x2")
+    rows = parse_rows("prefill:5,decode:5x2,lookup,memory:5,load,cold,train:tiny,check:19x2,diagnose:23x2")
     settings = BenchSettings(
         str(tiny_checkpoint), pairs=1, steps=2, lookup_tokens=20, min_seconds=0, pause=0, batch=2, context=8
     )
     turns: list[str] = []
     found = list(runner.run(rows, settings, lambda row, side: turns.append(f"{row.name} {side}")))
-    assert [entry["error"] for entry in found] == [None] * 13
+    assert [entry["error"] for entry in found] == [None] * 12
     assert [entry["row"] for entry in found] == [
         row.spelled for row in rows for _ in range(2 if row.kind.memory else 1)
     ]

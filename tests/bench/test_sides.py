@@ -15,11 +15,9 @@ from refdiff.bench.sides import BenchSettings, OnnxRuntimeSide, TransformersSide
 
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
-    for name, most in (("lookup", 50 / 5), ("edit", 50 / 2)):
-        _, answer = islice(
-            make_side("refdiff", BenchSettings(str(tiny_checkpoint), lookup_tokens=50)).measure(BenchRow(name)), 2
-        )
-        assert 0 < answer["passes"] <= most
+    side = make_side("refdiff", BenchSettings(str(tiny_checkpoint), lookup_tokens=50))
+    _, answer = islice(side.measure(BenchRow("lookup")), 2)
+    assert 0 < answer["passes"] <= 50 / 5
 
 
 def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from refdiff.bench.sides import BenchSettings, Measurement, TransformersSide
 from refdiff.bench.sizes import write_like
 
 ROWS = "prefill:19,prefill:7,decode:7x3,lookup,product:20,train:tiny"
-MORE = "cold,load,prefill:19,prefill:7,decode:19,edit,memory:19,product:1,train:tiny"
+MORE = "cold,load,prefill:19,prefill:7,decode:19,lookup,memory:19,product:1,train:tiny"
 
 
 @pytest.fixture(scope="module")
