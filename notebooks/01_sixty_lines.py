@@ -412,7 +412,7 @@ print("the same story:", again == story)
 # difference of both, and adds a norm and a factor.**
 #
 # <details>
-# <summary>What is checked of this chapter</summary>
+# <summary>What the tests check</summary>
 #
 # ```python
 # assert abs(row[needed].sum() - 0.56) < 0.005

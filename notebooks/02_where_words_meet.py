@@ -268,7 +268,7 @@ tiny.rope = rope
 # part because of the mask.**
 #
 # <details>
-# <summary>What is checked of this chapter</summary>
+# <summary>What the tests check</summary>
 #
 # ```python
 # assert change[:, :king].max() == 0 < change[1:, king:].min()

@@ -390,7 +390,7 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # small gain for the loss.**
 #
 # <details>
-# <summary>What is checked of this chapter</summary>
+# <summary>What the tests check</summary>
 #
 # ```python
 # noisy, found = shares.values()

@@ -221,7 +221,7 @@ for seed, temperature in ((0, 0.8), (1, 0.8), (2, 0.8), (0, 2.0)):
 # map; the word is picked outside the model, greedily or by a draw from its reshaped probabilities.**
 #
 # <details>
-# <summary>What is checked of this chapter</summary>
+# <summary>What the tests check</summary>
 #
 # ```python
 # from refdiff.generation import sampling
@@ -284,4 +284,4 @@ for seed, temperature in ((0, 0.8), (1, 0.8), (2, 0.8), (0, 2.0)):
 #
 # </details>
 #
-# Next: [05 · What training wants, and is it better?](05_training_and_results.ipynb)
+# Next: [05 · Does subtracting help a model learn?](05_training_and_results.ipynb)

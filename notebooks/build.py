@@ -6,8 +6,8 @@
     python notebooks/build.py --check --installed # with the refdiff that pip installed, not the one beside this folder
 
 Chapters have numbers, and guides that run are called guide_…. A .py is in jupytext's percent format. The .ipynb leaves
-out its comments for the formatter and the linter. Code that is folded (answers of exercises, what is checked of a
-chapter) is run after the last cell, and what it shows is dropped.
+out its comments for the formatter and the linter. Code that is folded (answers of exercises, what the tests
+check) is run after the last cell, and what it shows is dropped.
 
 Kernels run the refdiff that stands beside this folder, installed or not. With --installed they run what a reader's own
 would, who has done `pip install '.[notebooks]'`; where that is this same folder, it fails.
@@ -116,7 +116,7 @@ def executed(path: Path, *, installed: bool = False) -> Any:
 
 
 def _answers(notebook: Any) -> list[str]:
-    """The Python code that is folded: answers, and what is checked of the chapter."""
+    """The Python code that is folded: answers, and what the tests check."""
     hidden = (cell.source.partition("<details>")[2] for cell in notebook.cells if cell.cell_type == "markdown")
     return [code for text in hidden for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
 

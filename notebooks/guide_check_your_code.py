@@ -456,7 +456,7 @@ print(f"  {', '.join(unseen[:4])}\n  {', '.join(unseen[4:])}")
 # are known too), and compare it by `refdiff trace --compare` ([guide](../refdiff/oracle/guides/traces.md)).
 #
 # <details>
-# <summary>What is checked of this part</summary>
+# <summary>What the tests check</summary>
 #
 # ```python
 # assert not oracle.first_divergence(oracle.trace(model, ids), reference)

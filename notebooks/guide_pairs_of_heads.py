@@ -213,7 +213,7 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 # finds nothing.
 #
 # <details>
-# <summary>What is checked of this guide</summary>
+# <summary>What the tests check</summary>
 #
 # ```python
 # stored, right, *wrong = rows.values()

@@ -15,13 +15,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from refdiff import layers, viz
-from refdiff.backends import overlay
 from refdiff.viz.appearance import (
     BLUE,
     GREEN,
@@ -510,6 +508,25 @@ def stacked(shares: Mapping[str, Mapping[str, float]], xlabel: str) -> Any:
     return on_card(axes.figure)
 
 
+def shares(of_kinds: Mapping[str, Mapping[str, float]], title: str) -> Any:
+    """One bar for each kind of model, cut into answer, noise and the rest, which sum to 1."""
+    axes = new_axes(None, 5.4, 0.5 * len(of_kinds) + 1.0)
+    for y, parts in enumerate(of_kinds.values()):
+        left = 0.0
+        for (part, size), colour in zip(parts.items(), (ORANGE, BLUE, "#999999"), strict=True):
+            axes.barh(y, size, 0.62, left=left, color=f"{colour}aa", label=part if y == 0 else None)
+            narrow = size < 0.06  # its number does not fit inside
+            axes.text(left + size / 2, y - 0.42 * narrow, f"{100 * size:.0f} %", ha="center", va="center", fontsize=9)
+            left += size
+    axes.set_yticks(range(len(of_kinds)), labels=list(of_kinds))
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xticks=[], title=title)
+    axes.title.set_fontsize(10)
+    axes.spines["bottom"].set_visible(False)
+    legend(axes, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
+    return on_card(axes.figure)
+
+
 def memory(lengths: Any, lines: Mapping[str, Any], free: float, room: Sequence[int]) -> Any:
     """Gigabytes by the length of a text, each line named at its end, and the lengths at which memory is full."""
     axes = new_axes(None, 7.6, 3.8)
@@ -591,7 +608,7 @@ def haystack() -> Any:
     _note(axes, places[8], 2.35, "answer: k₄, its value v₂, and the token after it")
     for i in (1, 3, 8, 10):
         _arrow(axes, (places[12], 1.0), (places[i], 0.95), bend=-0.2)
-    _note(axes, places[4], 0.12, "attention to the rest of the haystack: noise")
+    _note(axes, places[4], 0.12, "attention to other needles and to fillers: noise")
     _note(axes, places[12], 0.55, "question: the model\nmust say v₂")
     return axes.figure
 
@@ -618,24 +635,6 @@ def bars(
     grid[len(rows) // 2].set_ylabel("weight" if not names else "")
     if names:
         name_ticks(grid[-1], names, "x")
-    return on_card(figure)
-
-
-@for_two_widths
-def all_pairs(panels: Mapping[str, Any], tokens: Sequence[str], *, narrow: bool = False) -> Any:
-    """One row of each layer and pair over the tokens, (layers, pairs, keys), each divided by its largest |number|."""
-    figure = new_figure(4.8 if narrow else 8.2, 8.0 if narrow else 4.5)
-    grid = figure.subplots(*((len(panels), 1) if narrow else (1, len(panels))), sharey=True)
-    for axes, (title, values) in zip(grid, panels.items(), strict=True):
-        rows = values.reshape(-1, len(tokens))
-        rows = rows / np.abs(rows).max(axis=-1, keepdims=True)
-        style_axes(axes).imshow(rows, cmap=signed_colours(), norm=signed_range(rows), aspect="auto")
-        axes.set_title(title, fontsize=10, loc="left")
-        name_ticks(axes, tokens, "x")
-        for layer in range(1, len(values)):
-            axes.axhline(layer * values.shape[1] - 0.5, color=INK, linewidth=0.8)
-        names = [f"layer {i}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(values.shape[:2])]
-        axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
     return on_card(figure)
 
 
@@ -898,53 +897,29 @@ def runs(x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess
     if guess is not None:
         axes.plot(x, guess, color=INK, linestyle=":", label="guess")
     axes.set(xlabel=xlabel, ylabel=ylabel, **options)
-    legend(axes)
+    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return on_card(axes.figure)
 
 
 def summary(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
-    """A strip for each measure, in it a line for each kind and a dot for each run; a tick marks the mean."""
-    figure = new_figure(5.4, 0.85 * len(rows) + 0.3)
-    for axes, (title, by_kind) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+    """A strip for each measure, in it a line for each kind and a dot for each run; a tick marks the mean.
+
+    A kind has one colour in all strips, also where its name goes on after a comma.
+    """
+    counts = [len(by_kind) for by_kind in rows.values()]
+    figure, kinds = new_figure(5.4, 0.24 * sum(counts) + 0.6 * len(rows)), list(next(iter(rows.values())))
+    grid = figure.subplots(len(rows), 1, height_ratios=counts)
+    for axes, (title, by_kind) in zip(grid, rows.items(), strict=True):
         style_axes(axes).spines["left"].set_visible(False)
-        for i, values in enumerate(by_kind.values()):
-            axes.plot(values, [i] * len(values), MARKERS[i], color=SERIES[i], markersize=5, alpha=0.7, linestyle="")
-            axes.plot([np.mean(values)] * 2, [i - 0.4, i + 0.4], color=SERIES[i], linewidth=2)
+        for y, (name, values) in enumerate(by_kind.items()):
+            i = kinds.index(name.split(",")[0])
+            axes.plot(values, [y] * len(values), MARKERS[i], color=SERIES[i], markersize=5, alpha=0.7, linestyle="")
+            axes.plot([np.mean(values)] * 2, [y - 0.4, y + 0.4], color=SERIES[i], linewidth=2)
         axes.set_yticks(range(len(by_kind)), labels=list(by_kind), fontsize=9)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=8)
         axes.set(ylim=(len(by_kind) - 0.4, -0.6))
         axes.set_title(title, fontsize=9.5, loc="left", pad=2)
-    return on_card(figure)
-
-
-def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> Any:
-    """A dot for each run: groups side by side, in each a column for each kind, with the mean as a line."""
-    axes = new_axes(None, 5.4, 3.3)
-    for g, by_kind in enumerate(groups.values()):
-        for i, (kind, values) in enumerate(by_kind.items()):
-            x = g + 0.24 * (i - (len(by_kind) - 1) / 2)
-            axes.plot([x] * len(values), values, MARKERS[i], color=SERIES[i], markersize=5, alpha=0.75,
-                      label=kind if g == 0 else None)  # fmt: skip
-            axes.plot([x - 0.08, x + 0.08], [np.mean(values)] * 2, color=SERIES[i], linewidth=2)
-    axes.set(xticks=range(len(groups)), xticklabels=list(groups), ylabel=ylabel, ylim=(-0.02, 1.02))
-    legend(axes)
-    return on_card(axes.figure)
-
-
-@for_two_widths
-def paths(x: Any, runs: Mapping[str, Any], xlabel: str, ylabel: str, *, narrow: bool = False) -> Any:
-    """A panel for each layer, in it a curve for each run (x, layers)."""
-    count = next(iter(runs.values())).shape[1]
-    figure = new_figure(4.8 if narrow else 8.6, 5.4 if narrow else 2.6)
-    grid = figure.subplots(*((count, 1) if narrow else (1, count)), sharey=True, sharex=True)
-    for layer, axes in enumerate(grid):
-        for i, (name, values) in enumerate(runs.items()):
-            style_axes(axes).plot(x, values[:, layer], color=SERIES[i], linestyle=STYLES[i], label=name)
-        axes.set_title(f"layer {layer}", fontsize=10)
-    figure.supxlabel(xlabel, fontsize=10)
-    grid[0].set_ylabel(ylabel)
-    legend(grid[0], loc="lower right")
     return on_card(figure)
 
 
@@ -1031,33 +1006,6 @@ def loss_of(tiny: Any, ids: Any, weights: Any, config: Any) -> float:
     """The loss of a text by the model of chapter 01: the mean of −log p of its next tokens."""
     p = tiny.softmax(tiny.model(ids, weights, config)[:-1])
     return float(-np.log(p[np.arange(len(ids) - 1), ids[1:]]).mean())
-
-
-def wanted(model: Any, ids: Any) -> list[SimpleNamespace]:
-    """By layer λ and, each (pairs, T, T), A₁, A₂ and G = ∂L/∂P, where L is the loss of the last token alone."""
-    kept: list[Any] = []
-
-    def wrap(name: str, function: Any) -> Any:
-        def recorded(g: Any, *operands: Any, **options: Any) -> Any:
-            kept.append((g, *operands[:6]))
-            return function(g, *operands, **options)
-
-        return recorded if name == "diff_attention_vjp" else function
-
-    labels = np.full_like(ids, -100)
-    labels[:, -1] = ids[:, -1]
-    ops, model.ops = model.ops, overlay(model.ops, wrap)
-    try:
-        model.loss_and_grad(ids, labels=labels)
-    finally:
-        model.ops = ops
-    return [
-        SimpleNamespace(
-            lambda_=float(np.ravel(lambda_)[0]), gradient=(g @ np.swapaxes(v, -1, -2))[0],
-            first=layers.attention_weights(q1, k1)[0], second=layers.attention_weights(q2, k2)[0],
-        )
-        for g, q1, k1, q2, k2, v, lambda_ in reversed(kept)
-    ]  # fmt: skip
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def test_a_chapter_has_all_its_parts(path: Path) -> None:
     assert "$$" in text
     assert [n for tree in _code(path) for n in ast.walk(tree) if ast.unparse(n).startswith("sketches.")]
     assert not [node for tree in _code(path) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    folded = text.split("<summary>What is checked of this chapter</summary>\n\n```python\n")[1]
+    folded = text.split("<summary>What the tests check</summary>\n\n```python\n")[1]
     assert folded.split("```\n\n</details>")[0].count("assert ") >= 5
 
 

@@ -1,4 +1,4 @@
-"""What the stored runs of both experiments of chapter 05 came to: by kind, and each measure at a glance."""
+"""What the stored runs of both experiments of chapter 05 came to: by kind, and the main measures at a glance."""
 
 from __future__ import annotations
 
@@ -48,17 +48,7 @@ def text_runs(stored: Mapping[str, Any]) -> Runs:
 def summary(runs: Runs, text: Runs) -> dict[str, dict[str, list[float]]]:
     """Return measure → kind → one number for each seed; an arrow points to the better side."""
 
-    def measured(n: str, what: str) -> dict[str, list[float]]:
-        return {kind: [run["measured"][n][what] for run in mine] for kind, mine in runs.items()}
-
-    def losses(names: Mapping[str, str]) -> dict[str, list[float]]:
-        return {kind: [run["validation"][-1][1] for run in text[name]] for kind, name in names.items()}
-
-    return {
-        "look-up learned at step ←": {kind: [run["learned_at"] for run in mine] for kind, mine in runs.items()},
-        "values found, 64 tokens →": measured("64", "accuracy"),
-        "values found, 256 tokens →": measured("256", "accuracy"),
-        "attention to noise, 64 tokens ←": measured("64", "noise"),
-        "loss on text, AdamW ←": losses({kind: kind for kind in KINDS}),
-        "loss on text, Muon ←": losses({"plain": "plain, Muon", "v1": "v1, Muon"}),
-    }
+    found = {kind: [run["measured"]["64"]["accuracy"] for run in mine] for kind, mine in runs.items()}
+    names = {f"{kind}, AdamW": kind for kind in KINDS} | {f"{kind}, Muon": f"{kind}, Muon" for kind in ("plain", "v1")}
+    losses = {shown: [run["validation"][-1][1] for run in text[name]] for shown, name in names.items()}
+    return {"values found in 64 tokens →": found, "loss on text ←": losses}

@@ -49,7 +49,7 @@ CHAPTER_PAGE = """<!doctype html>
 </html>
 """
 TOKENIZER = HERE / "try" / "modules" / "byte_level.js"
-CHECKED = "\n\n<details>\n<summary>What is checked"
+CHECKED = "\n\n<details>\n<summary>What the tests check"
 """Where a cell's text ends for a reader: code follows that build.py of the notebooks runs."""
 
 
