@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sketches
-from experiments import retrieval_table
+from experiments import results, retrieval_table
 
 import refdiff
-from refdiff import viz
+from refdiff import oracle, viz
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "notebooks" / "data"
 SOURCE = ROOT / "notebooks" / "reference" / "live"
 SMALL_MODELS = SOURCE.parent / "small_models"
-RUNS = ("none", "hf", "v2")  # as the table of the article has them
 ARTICLE = (SOURCE / "index.html").read_text(encoding="utf-8")
 
 
@@ -51,40 +50,86 @@ def test_small_models_are_those_that_were_measured() -> None:
     assert about["differential"]["parameters"] - about["plain"]["parameters"] == 3 * vectors
 
 
-def test_numbers_in_the_text_are_those_of_the_data() -> None:
+def test_numbers_in_the_text_are_those_of_the_data(folder: Path) -> None:
     def said(name: str) -> list[float]:
-        (found,) = re.findall(rf'id="{name}"[^>]*>(.*?)</(?:span|table)>', ARTICLE, flags=re.DOTALL)
-        return numbers(re.sub(r"<caption>.*?</caption>|<thead>.*?</thead>|<[^>]+>", " ", found, flags=re.DOTALL))
+        (found,) = re.findall(rf'id="{name}"[^>]*>(.*?)</(?:span|tbody)>', ARTICLE, flags=re.DOTALL)
+        cells = re.sub(r".*<tbody>|<th .*?</th>|<[^>]+>", " ", found, flags=re.DOTALL)
+        return numbers(cells.replace(",", ""))
 
-    runs = json.loads((DATA / "retrieval.json").read_text(encoding="utf-8"))["runs"]
-    table = []
-    for tokens in (16, 64, 256):
-        accuracy = {w: [r["measured"][str(tokens)]["accuracy"] for r in runs if r["wiring"] == w] for w in RUNS}
-        table += [tokens, *(round(100 * float(np.mean(accuracy[wiring]))) for wiring in RUNS)]
-    assert said("found") == table
-    long_rows = retrieval_table.mean_and_interval(retrieval_table.differences(runs, 256, "accuracy", "hf"))
+    stored, text = results.load()
+    runs, of = results.retrieval_runs(stored), results.text_runs(text)
+    learned, *shares, adamw, muon = [
+        [float(np.mean(by_kind[kind])) for kind in by_kind] for by_kind in results.summary(runs, of).values()
+    ]
+    large = json.loads((DATA / "baseline.json").read_text(encoding="utf-8"))
+    reached = [dict(large[kind]["validation"])[4000] for kind in ("plain", "differential")]
+    table = [*map(round, learned), *(round(100 * x) for row in shares for x in row)]
+    assert said("found") == [*table, *(round(x, 2) for x in adamw + muon), *(round(x, 3) for x in reached)]
+
+    def compared(length: int, measure: str, wiring: str) -> tuple[float, float]:
+        """Mean and half width of the 95 % interval of a kind's difference from plain attention."""
+        return retrieval_table.mean_and_interval(retrieval_table.differences(stored["runs"], length, measure, wiring))
+
+    long_rows = compared(256, "accuracy", "hf")
     np.testing.assert_allclose(said("long-rows"), [100 * x for x in long_rows], atol=0.051)
 
-    text = json.loads((DATA / "variants.json").read_text(encoding="utf-8"))
-    read = text["settings"]["max_steps"] * text["settings"]["batch_size"] * text["settings"]["context"]
-    parameters = {round(run["parameters"] / 1e6, 1) for run in text["runs"]}
-    assert [parameters, said("short-runs")] == [{0.2}, [0.2, text["settings"]["max_steps"], round(read / 1e6, 1)]]
+    parameters = {kind: {run["parameters"] for run in mine} for kind, mine in runs.items()}
+    assert parameters == {kind: {said("kinds")[i - 3]} for i, kind in enumerate(parameters)}
+    assert "equal parameters within 0.3 %" in ARTICLE
+    for sizes in (set.union(*parameters.values()), {run["parameters"] for run in text["runs"]}):
+        assert max(sizes) < 1.003 * min(sizes)
 
-    small = json.loads((SMALL_MODELS / "about.json").read_text(encoding="utf-8"))
-    assert said("small-runs") == [round(small[name]["bits_per_byte"], 3) for name in ("differential", "plain")]
-    assert (
-        f"{small['plain']['parameters'] / 1e6:.2f} million parameters and read {small['tokens'] / 1e6:.1f}" in ARTICLE
-    )
-    assert f"Figure 6 gives {small['bundled']['bits_per_byte']:.3f} for" in ARTICLE
-    assert f"the sequences have {small['context']} tokens" in ARTICLE
-    large = json.loads((DATA / "baseline.json").read_text(encoding="utf-8"))
-    assert f"{large['differential']['parameters'] / 1e6:.1f} million and read {large['tokens'] / 1e6:.1f} mi" in ARTICLE
-    card = (ROOT / "refdiff" / "bundled" / "README.md").read_text(encoding="utf-8")
-    assert "in sequences of 512 tokens" in ARTICLE
-    assert "rows of\n512 tokens" in card
+    by_length = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    found = {kind: np.mean(shares, axis=1) for kind, shares in by_length["found"].items()}  # (length,)
+    assert min(shares[0] for shares in found.values()) > 0.95
+    assert found["v2"].min() > 0.8
+    clear = {
+        kind: [
+            n
+            for n in by_length["lengths"]
+            if sign * compared(n, what, w)[0] > compared(n, what, w)[1]
+        ]
+        for kind, what, w, sign in (
+            ("v1 finds more", "accuracy", "hf", 1), ("v2 finds more", "accuracy", "v2", 1),
+            ("v1 less noise", "noise", "hf", -1), ("v2 less noise", "noise", "v2", -1),
+        )
+    }  # fmt: skip
+    assert clear == {
+        "v1 finds more": [16, 32, 64],
+        "v2 finds more": [16, 32, 64, 128, 256],
+        "v1 less noise": [],
+        "v2 less noise": [8, 16, 32, 64],
+    }
 
 
-def test_the_text_tells_what_the_sixth_figure_opens_on() -> None:
+def test_the_fifth_figure_is_measured() -> None:
+    """The favorite's share of the weights and its part of the output, before and after, by layer."""
+    model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
+    measured = []
+    for text in (DATA / "tales.txt").read_text(encoding="utf-8").split("<|endoftext|>"):
+        ids = tokenizer.encode(text.strip())[:256]
+        maps, trace = viz.attention_maps(model, ids), oracle.trace(model, np.array([ids]))
+        for layer in (0, 2, 3, 4):
+            lambda_, first, second = maps.lambdas[layer], maps.first[layer, :, 32:], maps.second[layer, :, 32:]
+            after = first - lambda_ * second
+            leading = second if lambda_ > 1 else first
+            values = trace[f"model.layers.{layer}.self_attn.values"][0]
+            top = leading.argmax(axis=-1)[..., None]
+            for weights in (leading, after):
+                of_top = np.take_along_axis(weights, top, -1)
+                measured.append(np.mean(np.abs(of_top[..., 0]) / np.abs(weights).sum(axis=-1)))
+                output, favorite = weights @ values, of_top * np.take_along_axis(values, top, -2)
+                measured.append(np.mean((favorite * output).sum(axis=-1) / (output**2).sum(axis=-1)))
+    table = 100 * np.reshape(measured, (-1, 4, 2, 2)).mean(axis=0)  # (layer, before or after, weights or output)
+    for i, name in enumerate(("weights", "output")):
+        (drawn,) = re.findall(rf'<svg id="favorite-{name}".*?</svg>', ARTICLE, flags=re.DOTALL)
+        said = [numbers(x) for x in re.findall(r">(\d+ → \d+) %<", drawn)]
+        np.testing.assert_allclose(said, table[..., i], atol=0.51)
+        at = [[float(x) for x in re.findall(r'cx="([\d.]+)"', group)] for group in re.findall(r"<g>.*?</g>", drawn)]
+        np.testing.assert_allclose((np.array(at) - 58) / 2.32, said, atol=0.05)
+
+
+def test_the_text_tells_what_the_fourth_figure_opens_on() -> None:
     """The weight of the second map of layer 3 on "girl", and its probability with λ as trained and with λ = 0."""
     (text,) = re.findall(r'id: "sentence-text".*?\n\s+"(.*?)"\)', (SOURCE / "sentence.js").read_text(encoding="utf-8"))
     model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))

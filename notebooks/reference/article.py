@@ -4,8 +4,8 @@
     python notebooks/reference/article.py -o FOLDER # writes it into a folder
 
 The page is plain JavaScript in live/. Beside it stand the checkpoints that the page runs, the bundled one and the two
-in small_models/, and what chapter 05 measured, reduced to what the page draws: results.json and training.json. In the
-site the page links to the chapters around it. Alone it brings the text of those chapters, in chapters/.
+in small_models/, and what chapter 05 measured, reduced to what the page draws: results.json. In the site the page links
+to the chapters around it. Alone it brings the text of those chapters, in chapters/.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -67,8 +66,6 @@ def write(folder: Path, *, alone: bool = True) -> None:
     shutil.copytree(HERE / "small_models", folder / "small_models", ignore=no_card, dirs_exist_ok=True)
     stored = json.loads((HERE.parent / "data" / "retrieval.json").read_text(encoding="utf-8"))
     (folder / "results.json").write_text(json.dumps(results(stored)), encoding="utf-8")
-    stored = json.loads((HERE.parent / "data" / "variants.json").read_text(encoding="utf-8"))
-    (folder / "training.json").write_text(json.dumps(training(stored)), encoding="utf-8")
 
 
 def with_chapters(article: str, folder: Path) -> str:
@@ -107,44 +104,17 @@ def chapter(source: Path) -> str:
 
 
 def results(stored: dict[str, Any]) -> dict[str, Any]:
-    """Reduce chapter 05's runs to one number for each measure, length of the rows, kind and seed."""
+    """Of chapter 05's look-up: the values found, by kind, length of the training sequences, and seed."""
     lengths = stored["experiment"]["train_lengths"]
-    kinds = {"plain": "none", "v1": "hf", "v2": "v2"}
     runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
-
-    def numbers(measure: Callable[[dict[str, Any]], float]) -> list[dict[str, list[float]]]:
-        return [
-            {
-                kind: [round(measure(run["measured"][str(length)]), 5) for run in runs if run["wiring"] == wiring]
-                for kind, wiring in kinds.items()
-            }
+    found = {
+        kind: [
+            [round(run["measured"][str(length)]["accuracy"], 5) for run in runs if run["wiring"] == wiring]
             for length in lengths
         ]
-
-    def attention(group: str) -> dict[str, Any]:
-        return {
-            "last": numbers(lambda measured: fmean(measured["heads"][group][-1])),
-            "both": numbers(lambda measured: fmean(weight for layer in measured["heads"][group] for weight in layer)),
-        }
-
-    return {
-        "lengths": lengths,
-        "accuracy": numbers(lambda measured: float(measured["accuracy"])),
-        "answer": attention("answer"),
-        "noise": attention("noise"),
+        for kind, wiring in (("plain", "none"), ("v1", "hf"), ("v2", "v2"))
     }
-
-
-def training(stored: dict[str, Any]) -> dict[str, Any]:
-    """Of chapter 05's text models at the common rate: λ and the maps' correlation by kind, seed, moment and layer."""
-    rate = stored["runs"][0]["rate"]
-    kinds: dict[str, dict[str, list[Any]]] = {}
-    for run in stored["runs"]:
-        if run["rate"] == rate and run["kind"] in ("none", "hf", "v2"):
-            kept = kinds.setdefault(run["kind"], {"lambda": [], "correlation": []})
-            kept["lambda"].append(run["lambda"])
-            kept["correlation"].append(run["own"])
-    return {"moments": stored["moments"], "kinds": kinds}
+    return {"lengths": lengths, "found": found}
 
 
 def serve(port: int) -> None:

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from experiments import retrieval_table
 
 import refdiff
-from refdiff import layers, oracle, viz
+from refdiff import layers, viz
 from refdiff.viz.maps import token_labels
 from tests.test_article import DATA, ROOT, SMALL_MODELS, numbers, write_article
 
@@ -52,7 +51,7 @@ def page(chromium: Chromium, origin: str) -> Iterator[Chromium]:
 
 def open_article(browser: Chromium, origin: str, **options: Any) -> None:
     browser.open(f"{origin}index.html", **options)
-    wait(browser, "document.querySelectorAll('figure[data-ready]').length === 4")
+    wait(browser, "document.querySelectorAll('figure[data-ready]').length === 2")
     wait(browser, "document.querySelector('#lambdas svg') !== null")
     wait(browser, "document.querySelector('[aria-busy]') === null")
 
@@ -338,156 +337,50 @@ def test_a_text_that_is_empty_long_or_hostile(page: Chromium) -> None:
     assert "left out" in shown(page, "#sentence-left")
 
 
-def test_a_tokens_path(page: Chromium, model: refdiff.DiffLlamaForCausalLM, tokenizer: Any) -> None:
-    type_text(page, TEXT)
-    points = oracle.trace(model, np.array([ids_of(tokenizer, TEXT)])).points
-
-    def size(name: str, token: int) -> list[float]:
-        x = points[name]
-        return [float(np.sqrt((row**2).mean())) for row in (x[0, :, token] if x.ndim == 4 else x[:, token])]
-
-    for layer, token in ((2, 16), (0, 0), (5, 7)):
-        change(page, "block-layer", layer)
-        page.run(
-            f"(() => {{const s = document.getElementById('block-token'); s.selectedIndex = {token};"
-            "s.dispatchEvent(new Event('change'))})()"
-        )
-        at = f"model.layers.{layer}"
-        names = [
-            f"model.layers.{layer - 1}" if layer else "model.embed_tokens", f"{at}.input_layernorm",
-            f"{at}.self_attn.diff", f"{at}.self_attn.scaled", f"{at}.self_attn.o_proj",
-            f"{at}.post_attention_layernorm.input", f"{at}.post_attention_layernorm", f"{at}.mlp.down_proj", at,
-        ]  # fmt: skip
-        sizes = [size(name, token) for name in names]
-        values = page.run("[...document.querySelectorAll('#block .value')].map((e) => e.textContent)")
-        np.testing.assert_allclose([number(x) for x in values], [max(s) for s in sizes], atol=0.0051)
-
-
 def test_rotation(page: Chromium) -> None:
     q, k = page.run("import('./rotation.js').then((r) => [r.numbers(r.QUERY), r.numbers(r.KEY)])")
     frequencies = 10000.0 ** (-np.arange(16) / 16)
     scores = []
-    for position, distance, pair in ((3, 5, 0), (150, 5, 0), (150, 40, 7), (0, 0, 15)):
+    for position, distance, plane in ((3, 5, 0), (150, 5, 0), (150, 40, 7), (0, 0, 15)):
         change(page, "rotation-position", position)
         change(page, "rotation-distance", distance)
-        check(page, "rotation-pair", pair)
+        check(page, "rotation-plane", plane)
         places = np.array([[position + distance], [position]])
         cos, sin = layers.rope_cos_sin(places, frequencies, 1.0, np.float64)
         turned = layers.rope(np.array([q, k]).reshape(2, 1, 1, 32), cos, sin)
         scores.append(float(turned[0, 0, 0] @ turned[1, 0, 0]))
         assert abs(number(shown(page, "#rotation-score")) - scores[-1]) <= 0.51e-4
-        for name, vector, (place,) in zip(("query", "key"), turned[:, 0, 0], places, strict=True):
+        for (name, length), vector, (place,) in zip((("query", 50), ("key", 34)), turned[:, 0, 0], places, strict=True):
             x1, y1, x2, y2 = page.run(
                 "(({x1, y1, x2, y2}) => [x1, y1, x2, y2].map((x) => x.baseVal.value))"
                 f"(document.querySelector('.dial .hand.{name}:not(.ghost)'))"
             )
-            direction = np.array([x2 - x1, y1 - y2]) / 50
-            np.testing.assert_allclose(direction, vector[[pair, pair + 16]], atol=1e-5)  # SVG has float32
-            assert abs(number(shown(page, f"#rotation-{name}")) - place * frequencies[pair]) <= 0.51e-3
+            direction = np.array([x2 - x1, y1 - y2]) / length
+            np.testing.assert_allclose(direction, vector[[plane, plane + 16]], atol=1e-5)  # SVG has float32
+            assert abs(number(shown(page, f"#rotation-{name}")) - place * frequencies[plane]) <= 0.51e-3
         (said,) = re.findall(r"hands is (\S+)°", shown(page, "#rotation [role=status]"))
-        between = np.arccos(np.clip(turned[0, 0, 0, [pair, pair + 16]] @ turned[1, 0, 0, [pair, pair + 16]], -1, 1))
+        between = np.arccos(np.clip(turned[0, 0, 0, [plane, plane + 16]] @ turned[1, 0, 0, [plane, plane + 16]], -1, 1))
         assert abs(number(said) - np.degrees(between)) <= 0.51
     assert abs(scores[0] - scores[1]) < 1e-12 < abs(scores[1] - scores[2])
 
 
-@pytest.mark.parametrize("keys", [4, 2])
-def test_pairs_are_those_of_the_layers(page: Chromium, keys: int) -> None:
-    """Which outputs change when one head does, in refdiff's layers."""
-    H, T, d, rng = 8, 3, 4, np.random.default_rng(0)
-    half = np.asarray(0.5)
-
-    def paper(q: Any, k: Any, v: Any) -> Any:
-        pairs = np.concatenate([v[:, 0::2], v[:, 1::2]], axis=-1)
-        return layers.diff_heads_paper(q, k, pairs, half, np.ones(2 * d), 0.2, 1e-5)
-
-    computed = {
-        "hf": lambda q, k, v: layers.diff_heads_hf(q, k, layers.value_pairs_hf(v), half, 0.2, 1e-5),
-        "paper": paper,
-        "v2": lambda q, k, v: layers.diff_heads_v2(q, k, v, np.full((1, H // 2, T, 1), 0.5)),
-        "plain": lambda q, k, v: layers.plain_heads(q, k, v),
-    }
-    for variant, heads in computed.items():
-        q, k, v = (rng.standard_normal((1, n, T, d)) for n in (H, keys, keys))
-        outputs = H if variant == "plain" else H // 2
-        base = heads(q, k, v).reshape(T, outputs, -1)
-        reads: dict[str, list[set[int]]] = {
-            "queries": [set() for _ in range(outputs)],
-            "keys": [set() for _ in range(outputs)],
-        }
-        for kind, count in (("queries", H), ("keys", keys)):
-            for head in range(count):
-                changed = [q.copy(), k.copy(), v.copy()]
-                for array in changed[:1] if kind == "queries" else changed[1:]:
-                    array[:, head] += 1.0 + np.arange(d)
-                moved = np.abs(heads(*changed).reshape(T, outputs, -1) - base).max(axis=(0, 2)) > 1e-9
-                for output in np.flatnonzero(moved):
-                    reads[kind][output].add(head)
-        wired = page.run(f"import('./pairs.js').then((p) => p.VARIANTS.{variant}.outputs({H}, {keys}))")
-        for kind in ("queries", "keys"):
-            assert [set(output[kind]) for output in wired] == reads[kind], (variant, kind)
-        check(page, "pairs-variant", variant)
-        check(page, "pairs-keys", keys)
-        check(page, "pairs-output", outputs - 1)
-        on = page.run("[...document.querySelectorAll('#pairs .head.on')].map((g) => g.textContent)")
-        small = str.maketrans("₀₁₂₃₄₅₆₇", "01234567")
-        assert {int(x[1:].translate(small)) for x in on if x.startswith("q")} == reads["queries"][-1]
-        assert {int(x[2:].translate(small)) for x in on if x.startswith("kv")} == reads["keys"][-1]
-
-
-def test_results_are_those_of_notebook_9(page: Chromium) -> None:
+def test_results_are_those_of_chapter_5(page: Chromium) -> None:
     stored = json.loads((DATA / "retrieval.json").read_text(encoding="utf-8"))
-
-    layers_of = {"last": slice(-1, None), "both": slice(None)}
-
-    def differences(measure: str, attention: str, tokens: int, kind: str) -> list[float]:
-        if measure == "accuracy":
-            return retrieval_table.differences(stored["runs"], tokens, "accuracy", kind)
-        by_kind = [
-            {
-                run["seed"]: np.mean(run["measured"][str(tokens)]["heads"][measure][layers_of[attention]])
-                for run in stored["runs"]
-                if run["wiring"] == wiring
-            }
-            for wiring in (kind, "none")
-        ]
-        return [float(by_kind[0][seed] - by_kind[1][seed]) for seed in sorted(by_kind[0])]
-
     lengths = stored["experiment"]["train_lengths"]
-    less_noise: dict[tuple[str, str], list[int]] = {}
-    for measure, attention in (
-        ("accuracy", "last"), ("answer", "last"), ("answer", "both"), ("noise", "last"), ("noise", "both")
-    ):  # fmt: skip
-        check(page, "results-measure", measure)
-        check(page, "results-layers", attention)
-        assert page.run("document.querySelector('[name=results-layers]').checkVisibility()") == (measure != "accuracy")
-        for place, tokens in enumerate(lengths):
-            change(page, "results-length", place)
-            status = shown(page, "#results [role=status]")
-            assert f"in sequences of {tokens} tokens." in status
-            for kind, shown_as in (("hf", "v1"), ("v2", "v2")):
-                said = status.split(f"{shown_as} − plain = ")[1].split(" − plain")[0]
-                mean, half = retrieval_table.mean_and_interval(differences(measure, attention, tokens, kind))
-                np.testing.assert_allclose(numbers(said)[:2], [100 * mean, 100 * half], atol=0.06)
-                assert ("may be chance" in said) == (abs(mean) < half)
-                if measure == "noise" and mean + half < 0:
-                    less_noise.setdefault((attention, shown_as), []).append(tokens)
-            assert page.run("document.querySelectorAll('#results circle').length") == 15
-    # what the text says of it
-    assert less_noise == {("last", "v1"): [8, 16], ("last", "v2"): [16], ("both", "v2"): [8, 16, 32, 64]}
-
-
-def test_training_is_that_of_notebook_9(page: Chromium) -> None:
-    stored = json.loads((DATA / "variants.json").read_text(encoding="utf-8"))
-    for kind, moment in (("hf", 0), ("v2", 6), ("none", 13), ("hf", 9)):
-        check(page, "training-kind", kind)
-        change(page, "training-moment", moment)
-        runs = [run for run in stored["runs"] if run["kind"] == kind and run["rate"] == 0.006]
-        lambdas, correlations = (np.array([run[name][moment] for run in runs]) for name in ("lambda", "own"))
-        said = numbers(shown(page, "#training [role=status]"))
-        assert said[0] == stored["moments"][moment]
-        np.testing.assert_allclose(said[1:], [*lambdas.mean(axis=0), *correlations.mean(axis=0)], atol=0.0051)
-        assert len(runs) == 5
-        assert ("no λ" in shown(page, ".panel-box")) == (kind == "none")
+    assert page.run("[...document.querySelectorAll('.dots text')].slice(3, 9).map((x) => x.textContent)") == [
+        str(length) for length in lengths
+    ]
+    for kind, wiring in (("plain", "none"), ("v1", "hf"), ("v2", "v2")):
+        by_seed = [run for run in stored["runs"] if run["wiring"] == wiring]
+        shares = [[run["measured"][str(length)]["accuracy"] for run in by_seed] for length in lengths]
+        dots = page.run(f"[...document.querySelectorAll('.dots .{kind} circle')].map((c) => c.cy.baseVal.value)")
+        assert len(dots) == 5 * len(lengths)
+        bottom, top = page.run("[...document.querySelectorAll('.dots .grid')].map((l) => l.y1.baseVal.value)")[::2]
+        drawn = (np.array(dots).reshape(-1, 5) - bottom) / (top - bottom)
+        np.testing.assert_allclose(np.sort(drawn), np.sort(shares), atol=1e-4)
+        line = page.run(f"document.querySelector('.dots .{kind} polyline').getAttribute('points')")
+        means = (np.array([float(point.split(",")[1]) for point in line.split()]) - bottom) / (top - bottom)
+        np.testing.assert_allclose(means, np.mean(shares, axis=1), atol=1e-4)
 
 
 # ---- the page as a whole
@@ -495,9 +388,8 @@ def test_training_is_that_of_notebook_9(page: Chromium) -> None:
 
 def test_by_keyboard_alone(page: Chromium) -> None:
     expected = {
-        "Skip to the article", "needle-shared", "needle-d", "Subtract too much", "block-token", "block-layer",
-        "rotation-distance", "rotation-pair", "pairs-variant", "sentence-text", "sentence-model", "sentence-query",
-        "sentence-lambda", "results-measure", "training-kind", "training-moment",
+        "Skip to the article", "needle-shared", "needle-d", "Subtract too much", "rotation-distance",
+        "rotation-plane", "sentence-text", "sentence-model", "sentence-query", "sentence-lambda",
     }  # fmt: skip
     stops: set[str] = set()
     for _ in range(100):

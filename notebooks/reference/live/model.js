@@ -32,7 +32,6 @@ const HALF = Float32Array.from({ length: 65536 }, (_, bits) => {
 });
 
 export const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
-export const rms = (x) => Math.sqrt(dot(x, x) / x.length);
 export const lambdaInit = (layer) => 0.8 - 0.6 * Math.exp(-0.3 * layer); // layers count from 0
 
 export function softmax(scores) {
@@ -110,29 +109,15 @@ export class Reading {
   }
 
   /**
-   * Read one more token and return its vector after the last layer. `see(name, layer, x)` is told of intermediate
-   * results: "x" and "y" (the residual stream before attention and before the MLP), "normed", "first" and "second" (a
-   * row of the two maps, by pair), "difference" (the heads' results, by pair), "heads" (after norm and factor),
-   * "attention", "normed again", "mlp", and "out", the residual stream that leaves the layer. Of plain attention "map"
-   * (a row of the map, by head) stands in the place of "first", "second" and "difference".
+   * Read one more token and return its vector after the last layer. `see(name, layer, rows)` is told of the token's row
+   * of each map: "first" and "second" by pair, or of plain attention "map" by head.
    */
   next(id, see = () => {}) {
     const { layers, config: { rms_norm_eps: eps } } = this.model;
     let x = this.model.embed(id);
     layers.forEach((p, layer) => {
-      see("x", layer, x);
-      const normed = rmsNorm(x, eps, p.input_layernorm.data);
-      see("normed", layer, normed);
-      const attended = this.attention(normed, p, layer, see);
-      see("attention", layer, attended);
-      x = add(x, attended); // eq. 4
-      see("y", layer, x);
-      const again = rmsNorm(x, eps, p.post_attention_layernorm.data);
-      see("normed again", layer, again);
-      const fed = swiglu(again, p);
-      see("mlp", layer, fed);
-      x = add(x, fed); // eq. 5
-      see("out", layer, x);
+      x = add(x, this.attention(rmsNorm(x, eps, p.input_layernorm.data), p, layer, see)); // eq. 4
+      x = add(x, swiglu(rmsNorm(x, eps, p.post_attention_layernorm.data), p)); // eq. 5
     });
     this.length += 1;
     return x;
@@ -151,7 +136,6 @@ export class Reading {
     values.push(v);
 
     const result = (this.model.isPlain ? this.plainHeads : this.differentialHeads).call(this, q, this.cache[layer], layer, see);
-    see("heads", layer, result); // before W_O
     return matvec(p.o_proj, result);
   }
 
@@ -186,7 +170,6 @@ export class Reading {
     }
     see("first", layer, first);
     see("second", layer, second);
-    see("difference", layer, differences);
     const result = new Float64Array(2 * d * pairs);
     const { rms_norm_eps: eps } = this.model.config;
     differences.forEach((out, i) => result.set(rmsNorm(out, eps).map((y) => (1 - lambdaInit(layer)) * y), 2 * d * i)); // eq. 3

@@ -62,7 +62,7 @@ export function rule({ first, second }) {
 }
 
 const START = { lambda: 0.75, shared: 0.99, d: 16, seed: 290 };
-const SAME_SHAPE = 0.9; // the rule is drawn where the maps share at least this much of their noise
+const SAME_SHAPE = 0.9; // the rule is drawn for this correlation of the maps’ noise and more
 const SIZES = [4, 8, 16, 32, 64, 128];
 
 export function needleFigure(figure, tries) {
@@ -72,8 +72,8 @@ export function needleFigure(figure, tries) {
   const sliders = {
     lambda: slider({ id: "needle-lambda", label: "λ: how much is subtracted", min: 0, max: 2, step: 0.05, value: state.lambda,
       change: (x) => set({ lambda: x }) }),
-    shared: slider({ id: "needle-shared", label: "noise that both maps share", min: 0, max: 1, step: 0.01, value: state.shared,
-      show: (x) => percent(x), change: (x) => set({ shared: x }) }),
+    shared: slider({ id: "needle-shared", label: "ρ: correlation of the maps’ noise", min: 0, max: 1, step: 0.01, value: state.shared,
+      change: (x) => set({ shared: x }) }),
     d: slider({ id: "needle-d", label: "d: numbers in a key", min: 0, max: SIZES.length - 1, step: 1, value: SIZES.indexOf(state.d),
       show: (i) => String(SIZES[i]), change: (i) => set({ d: SIZES[i] }) }),
   };
@@ -94,7 +94,7 @@ export function needleFigure(figure, tries) {
     html("div", { class: "row" }, html("p", {}, html("b", {}, row.name), ` ${row.about}`), row.bars, row.signed ? null : mark())), pointed);
   const readings = Object.fromEntries(["weight", "share", "sum"].map((name) => [name, result({ id: `needle-${name}` })]));
   const byRule = html("p", { class: "small", id: "needle-rule" }), filled = html("i"), status = html("p", { class: "status", role: "status" });
-  const again = html("button", { type: "button", onclick: () => set({ seed: state.seed + 1 }) }, "Draw other noise");
+  const again = html("button", { type: "button", onclick: () => set({ seed: state.seed + 1 }) }, "New noise");
 
   stage.append(
     html("div", { class: "needle" },
@@ -159,7 +159,7 @@ export function needleFigure(figure, tries) {
     readings.sum.textContent = text(now.difference.reduce((a, b) => a + b, 0));
     byRule.textContent = now.rule
       ? `Dotted: by the rule below, noise of one shape cancels at λ = ${text(now.rule.best)}, and the gain ends at ${text(now.rule.last)}.`
-      : `No dotted lines: the rule below is for maps that share at least ${percent(SAME_SHAPE)} of their noise.`;
+      : `No dotted lines: the rule below is for ρ of ${text(SAME_SHAPE)} and more.`;
     filled.style.inlineSize = `${100 * after}%`;
     const verdict = state.lambda === 0 ? "Plain attention: nothing is subtracted."
       : Math.abs(Math.round(100 * after) - Math.round(100 * before)) <= 1 ? "Subtraction changes almost nothing for the needle here."

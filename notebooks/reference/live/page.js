@@ -1,4 +1,4 @@
-/** What the figures share: elements, sliders, choices, numbers as text, colours of the theme, redrawing. */
+/** What the figures share: elements, sliders, choices, numbers as text, colors of the theme, redrawing. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -26,7 +26,7 @@ export function say(status, sentence) {
   if (status.textContent !== sentence) status.textContent = sentence;
 }
 
-/** A labelled slider with its value beside it; `show` writes the value. */
+/** A labeled slider with its value beside it; `show` writes the value. */
 export function slider({ id, label, min, max, step, value, show = text, change }) {
   const output = result({ for: id });
   const input = html("input", { id, type: "range", min, max, step, value });
@@ -58,8 +58,8 @@ export function responsive(box, draw) {
   return again;
 }
 
-/** A colour of the theme as [r, g, b]. */
-export function colour(name) {
+/** A color of the theme as [r, g, b]. */
+export function color(name) {
   const probe = html("i", { class: `is-${name}` });
   document.body.append(probe);
   const found = getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
@@ -70,6 +70,6 @@ export function colour(name) {
 /** Call `redraw` when the system changes between light and dark. */
 export const onTheme = (redraw) => matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
-/** The weight from which a colour is full, and how strong the colour of a smaller weight is. */
+/** The weight from which a color is full, and how strong the color of a smaller weight is. */
 export const FULL = 0.5;
 export const strength = (weight) => Math.min(1, Math.abs(weight) / FULL) ** 0.5;

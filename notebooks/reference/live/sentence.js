@@ -1,7 +1,7 @@
 /** The reader's own sentence: maps by layer and pair, one query's weights, λ of a layer pulled by hand, a plain-attention baseline. */
 
 import { BUNDLED, DIFFERENTIAL, PLAIN, newest } from "./engine.js";
-import { choice, colour, FULL, html, onTheme, percent, result, say, slider, strength, text } from "./page.js";
+import { choice, color, FULL, html, onTheme, percent, result, say, slider, strength, text } from "./page.js";
 
 export const MOST = 64; // tokens that are read
 const WRITTEN = 24, SHOWN = 8;
@@ -10,7 +10,7 @@ const MAPS = { first: "A₁", second: "A₂", difference: "A₁ − λ A₂" };
 /** Rows of the difference of two maps. */
 const subtract = (first, second, lambda) => first.map((row, t) => row.map((a, s) => a - lambda * second[t][s]));
 
-/** Draw a map as one pixel for each weight; `rgb` has the theme's colours for plus and minus. */
+/** Draw a map as one pixel for each weight; `rgb` has the theme's colors for plus and minus. */
 function paint(canvas, rows, rgb, takenAway = false) {
   const T = rows.length, context = canvas.getContext("2d");
   canvas.width = canvas.height = T;
@@ -33,8 +33,7 @@ const aboutSmallModels = ({ steps, tokens, context, differential, plain, bundled
   `${steps.toLocaleString("en")} steps, ${text(tokens / 1e6, 1)} million tokens. On unseen text the differential one needs ${text(differential.bits_per_byte, 3)} bits per byte, the baseline ` +
   `${text(plain.bits_per_byte, 3)}, and the model of 2.9 million parameters ${text(bundled.bits_per_byte, 3)}, all in sequences of ${context} tokens. This is one run of each: so small a difference may be chance.`;
 
-/** `share` is called with each new reading, for the figures that show other sides of it. */
-export async function sentenceFigure(figure, engine, share) {
+export async function sentenceFigure(figure, engine) {
   let { lambdas: trained, pairs } = await engine.about;
   const state = { folder: BUNDLED, layer: 3, pair: 2, query: 0, lambdas: [...trained], told: [...trained], shown: null };
   let wanted = state.folder, words = null, rgb, results;
@@ -75,7 +74,7 @@ export async function sentenceFigure(figure, engine, share) {
   const moved = result({ id: "sentence-moved" }), apart = result({ id: "sentence-apart" });
   const baselineApart = html("p", {}, "Between the differential model and the baseline, both as trained, ", apart, " of the probability lies on other tokens.");
   const status = html("p", { class: "status", role: "status" });
-  const write = html("button", { type: "button", onclick: goOn }, "Let the model go on");
+  const write = html("button", { type: "button", onclick: goOn }, "Continue the text");
   const storyNames = { trained: "as trained", pulled: "with your λ", baseline: "the baseline" }, written = {};
   const told = html("p", { class: "unseen", role: "status", id: "sentence-told" });
   const stories = Object.entries(storyNames).map(([kind, name]) =>
@@ -144,11 +143,9 @@ export async function sentenceFigure(figure, engine, share) {
     [read, pulled, baseline] = [byModel, byReader, byBaseline];
     if (about) use(folder, about);
     if (isNew) Object.keys(storyNames).forEach((kind) => tellStory(kind, ""));
-    const isNewText = asked.text !== words;
-    if (isNewText) state.query = read.ids.length - 1;
+    if (asked.text !== words) state.query = read.ids.length - 1;
     words = asked.text;
     draw();
-    if (isNewText) share(folder === BUNDLED ? read : await engine.ask("read", { ...asked, folder: BUNDLED }));
   });
 
   /**
@@ -173,7 +170,7 @@ export async function sentenceFigure(figure, engine, share) {
   }
 
   function draw() {
-    rgb ??= { plus: colour("plus"), minus: colour("minus") };
+    rgb ??= { plus: color("plus"), minus: color("minus") };
     const { layer, pair } = state, T = pulled.ids.length, lambda = state.lambdas[layer];
     left.textContent = pulled.left ? `${T} tokens are read, ${pulled.left} more are left out.` : `${T} ${T === 1 ? "token" : "tokens"}, of at most ${MOST}.`;
     thumbs.forEach((row, l) => {
@@ -191,7 +188,7 @@ export async function sentenceFigure(figure, engine, share) {
       line.style.insetBlockStart = `${(100 * state.query) / T}%`;
       line.style.blockSize = `${100 / T}%`;
     }
-    role.textContent = ` · A₂ is drawn in the colour of what is ${lambda < 0 ? "added, as λ is below 0" : "taken away"}`;
+    role.textContent = ` · A₂ is ${lambda < 0 ? "blue: λ is below 0, so it is added" : "orange: it is taken away"}`;
     pull.set(lambda);
     drawTokens(maps);
     drawNext();
@@ -208,7 +205,7 @@ export async function sentenceFigure(figure, engine, share) {
     const T = pulled.ids.length;
     if (tokens.querySelectorAll("input").length !== T || tokens.dataset.text !== words) {
       tokens.dataset.text = words;
-      tokens.replaceChildren(html("legend", {}, "The query: choose the token that looks; colours show where it looks, by A₁ − λ A₂"),
+      tokens.replaceChildren(html("legend", {}, "The query: choose the token that looks; colors show where it looks, by A₁ − λ A₂"),
         html("div", {}, pulled.labels.map((label, t) => html("label", {},
           html("input", { type: "radio", name: "sentence-query", value: t, onchange: () => choose({ query: t }) }), html("span", {}, label)))));
     }

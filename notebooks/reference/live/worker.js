@@ -1,6 +1,6 @@
 /** The models in a Web Worker, so that the page stays responsive. The page sends their files, then questions. */
 
-import { Model, Reading, generate, lambdaInit, readSafetensors, rms, softmax } from "./model.js";
+import { Model, Reading, generate, lambdaInit, readSafetensors, softmax } from "./model.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const models = {};
@@ -17,19 +17,17 @@ const answers = {
       pairs: config.num_attention_heads / 2 };
   },
 
-  /** Read a text of at most `most` tokens: its tokens, all maps, sizes on the way, and what may come next. */
+  /** Read a text of at most `most` tokens: its tokens, all maps, and what may come next. */
   read({ folder, text, most, lambdas }) {
     const all = tokenizer.encode(text), ids = all.slice(0, most), model = models[folder];
-    const reading = new Reading(model, lambdas), maps = { first: [], second: [], map: [] }, sizes = [];
+    const reading = new Reading(model, lambdas), maps = { first: [], second: [], map: [] };
     let x;
     ids.forEach((id, query) => {
-      sizes.push(model.layers.map(() => ({})));
       x = reading.next(id, (name, layer, y) => {
-        if (maps[name]) y.forEach((row, head) => (((maps[name][layer] ??= [])[head] ??= [])[query] = row));
-        else sizes[query][layer][name] = Array.isArray(y) ? y.map(rms) : rms(y);
+        y.forEach((row, head) => (((maps[name][layer] ??= [])[head] ??= [])[query] = row));
       });
     });
-    return { ids, labels: ids.map((id) => tokenizer.label(id)), left: all.length - ids.length, ...maps, sizes,
+    return { ids, labels: ids.map((id) => tokenizer.label(id)), left: all.length - ids.length, ...maps,
       next: softmax(model.logits(x)) };
   },
 
