@@ -2,11 +2,10 @@
 
 `process.py` starts a copy of this file as a program, through `confine.py`. A request is a line of JSON:
 
-    call    run the kernel and keep the arrays that it returns
-    send    list the arrays of a call, and send their bytes
-    drop    overwrite and free the arrays of a call
+    call     run the kernel; with `first`, first overwrite and free what earlier calls returned
+    again    send the arrays of the first call once more
 
-A response is its length in four bytes, then JSON, then the bytes of arrays.
+A response is its length in four bytes, then JSON, then the bytes of the arrays that the kernel returned.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ STARTS_A_PROCESS = {
 REACHES_OUT = {"os.kill", "os.killpg", "socket.connect", "socket.sendto", "socket.sendmsg"}
 ARRAYS = {"numpy": "ndarray", "torch": "Tensor", "cupy": "ndarray", "mlx.core": "array"}
 """The array class of each library. Subclasses are refused: one could compute its numbers after the call."""
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""The types that an output may have."""
 
 
 class Fields(SimpleNamespace):
@@ -110,41 +111,17 @@ def outputs(found: Any) -> dict[str, Any]:
         if type(x) not in kinds and not jax and not isinstance(x, np.floating | float):
             kind = f"{type(x).__module__}.{type(x).__qualname__}"
             raise UnusableError(f"{name} is a {kind}: return an array of NumPy, torch, jax, CuPy or MLX, no subclass")
-        synchronize(x)
     return named
 
 
-def synchronize(x: Any) -> None:
-    """Wait until the numbers of an array are computed."""
+def on_host(x: Any) -> np.ndarray[Any, Any]:
+    """Return an array of any library as NumPy's, in the same memory if that is the host's; wait for its numbers."""
     home = type(x).__module__.partition(".")[0]
-    if home == "mlx":
-        sys.modules["mlx.core"].eval(x)
-    elif home == "jaxlib":
-        x.block_until_ready()
-    elif home == "cupy":
-        x.device.synchronize()
-    elif home == "torch" and x.is_cuda:
-        sys.modules["torch"].cuda.synchronize()
-
-
-def array_bytes(x: Any) -> tuple[str, tuple[int, ...], bytes]:
-    """Return the dtype name of an array, its shape, and its bytes in row-major order."""
-    home = type(x).__module__.partition(".")[0]
-    if home == "torch":
-        torch = sys.modules["torch"]
-        flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return str(x.dtype).removeprefix("torch."), tuple(x.shape), flat.numpy().tobytes()
-    if home == "mlx" and x.dtype == sys.modules["mlx.core"].bfloat16:
-        return "bfloat16", tuple(x.shape), np.asarray(memoryview(x.view(sys.modules["mlx.core"].uint16))).tobytes()
-    found = np.asarray(x.get() if home == "cupy" else x)
-    return found.dtype.name, found.shape, found.tobytes()
-
-
-def address(x: Any) -> int:
-    """Return where an array of NumPy or torch begins in memory; 0 for any other array, which is never a view."""
-    if type(x) is np.ndarray:
-        return x.ctypes.data
-    return x.data_ptr() if type(x).__module__.partition(".")[0] == "torch" else 0
+    x = x.detach().cpu() if home == "torch" else x.get() if home == "cupy" else x
+    library: Any = sys.modules.get({"torch": "torch", "mlx": "mlx.core"}.get(home, ""))
+    half = library is not None and x.dtype == library.bfloat16  # NumPy cannot read it
+    found = np.asarray(x.view(library.int16) if half else x)
+    return found.view(ml_dtypes.bfloat16) if half else found
 
 
 def overwrite(x: Any) -> None:
@@ -156,91 +133,87 @@ def overwrite(x: Any) -> None:
             x[...] = math.nan
 
 
-def last_line(error: BaseException, kernel: str) -> str:
+def describe(error: BaseException, kernel: str) -> str:
     """Return the message of an exception and the line that raised it: that of the file `kernel`, if one of it did."""
+    if isinstance(error, UnusableError):
+        return str(error)
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{type(error).__name__}: {error.msg} (line {error.lineno} of {Path(error.filename).name})"
+        at = f" (line {error.lineno} of {Path(error.filename).name})"
+        return f"the kernel raised {type(error).__name__}: {error.msg}{at}"
     frames = traceback.extract_tb(error.__traceback__)
     where = [frame for frame in frames if frame.filename == kernel] or frames
     at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where else ""
     refused = isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
     hint = "; `refdiff judge --help` says what a kernel may do" if refused else ""
-    return "".join(traceback.format_exception_only(error)).strip()[-2000:] + hint + at
+    return f"the kernel raised {''.join(traceback.format_exception_only(error)).strip()[-2000:]}{hint}{at}"
 
 
-class ResponsePipe:
-    """The pipe that carries responses to the judge; `kernel` is the submitted file."""
-
-    def __init__(self, pipe: IO[bytes], kernel: str) -> None:
-        self._pipe, self._kernel = pipe, kernel
-
-    def send(self, status: str, payload: bytes = b"", **more: Any) -> None:
-        """Write a response and the bytes that follow it."""
-        head = json.dumps({"status": status, **more}).encode()
-        self._pipe.write(len(head).to_bytes(4, "little") + head + payload)
-        self._pipe.flush()
-
-    def fail(self, error: BaseException) -> None:
-        """Report an exception of the kernel, or why the file or its output is unusable."""
-        raised = f"the kernel raised {last_line(error, self._kernel)}"
-        self.send("failed", text=str(error) if isinstance(error, UnusableError) else raised)
+def respond(pipe: IO[bytes], status: str, payload: bytes = b"", **more: Any) -> None:
+    """Write a response and the bytes that follow it."""
+    head = json.dumps({"status": status, **more}).encode()
+    pipe.write(len(head).to_bytes(4, "little") + head + payload)
+    pipe.flush()
 
 
-def serve(kernel: Callable[..., Any], requests: IO[bytes], responses: ResponsePipe, arena: mmap.mmap) -> None:
-    """Serve requests until the judge closes the pipe."""
-    shared = np.frombuffer(arena, np.uint8).ctypes.data
+def respond_arrays(pipe: IO[bytes], arrays: Mapping[str, Any], arena: mmap.mmap) -> None:
+    """Write the outputs of a call as a response."""
+    listed, payload, shared = [], b"", np.frombuffer(arena, np.uint8)
+    for name, x in arrays.items():
+        found = on_host(x)
+        if found.dtype.name not in FLOATS:
+            raise UnusableError(f"the kernel returned {name} of type {found.dtype}: give {', '.join(FLOATS)}")
+        if np.may_share_memory(found, shared):  # it would be overwritten with the inputs, and they with it
+            raise UnusableError(f"{name} is in the memory of the inputs: return a new array")
+        listed.append([name, found.dtype.name, found.shape])
+        payload += found.tobytes()
+    respond(pipe, "arrays", payload, arrays=listed)
+
+
+def serve(
+    kernel: Callable[..., Any], requests: IO[bytes], responses: IO[bytes], arena: mmap.mmap, path: str = ""
+) -> None:
+    """Serve requests for the kernel of the file `path` until the judge closes the pipe."""
     seen: dict[str, dict[str, Any]] = {}
-    kept: dict[int, dict[str, Any]] = {}
+    kept: list[dict[str, Any]] = []
     for line in requests:
         request = json.loads(line)
-        do, n = request["do"], request["n"]
-        if do == "call":
+        try:
+            if request["do"] == "again":
+                respond_arrays(responses, kept[0], arena)
+                continue
+            while request["first"] and kept:
+                for x in kept.pop().values():
+                    overwrite(x)
             # inputs of the same shapes come as the same objects with other numbers: this fools a cache by id or pointer
             key = json.dumps(request["arrays"])
             if key not in seen:
                 seen[key] = views(arena, request["arrays"])
             arrays = dict(seen[key])
             dout = arrays.pop("dout", None)
-            try:
-                found = kernel(Fields(**request["spec"]), arrays, dout)
-                if found is not NotImplemented:
-                    kept[n] = outputs(found)
-            except BaseException as error:
-                responses.fail(error)
-            else:
-                responses.send("declined" if found is NotImplemented else "done")
-        elif do == "send":
-            try:
-                listed, payload = [], b""
-                for name, x in kept[n].items():
-                    dtype, shape, data = array_bytes(x)
-                    if data and 0 <= address(x) - shared < len(arena):  # `drop` would overwrite an input
-                        raise UnusableError(f"{name} is in the memory of the inputs: return a new array")
-                    listed.append([name, dtype, shape])
-                    payload += data
-            except Exception as error:
-                responses.fail(error)
-            else:
-                responses.send("arrays", payload, arrays=listed)
-        else:
-            for x in kept.pop(n, {}).values():
-                overwrite(x)
+            found = kernel(Fields(**request["spec"]), arrays, dout)
+            if found is NotImplemented:
+                respond(responses, "declined")
+                continue
+            named = outputs(found)
+            respond_arrays(responses, named, arena)
+            kept.append(named)
+        except BaseException as error:
+            respond(responses, "failed", text=describe(error, path))
 
 
 def main(config: dict[str, Any]) -> None:
     """Load the kernel, report whether it takes dout, and serve requests."""
     arena = mmap.mmap(config["arena"], 0)
-    responses = ResponsePipe(os.fdopen(config["responses"], "wb"), config["kernel"])
+    requests, responses = os.fdopen(config["requests"], "rb"), os.fdopen(config["responses"], "wb")
     signature = run_file(config["signature"], "signature")
     sys.addaudithook(guard(config["processes"]))
     try:
         kernel, gradients = load(config["kernel"], config["function"], signature)
     except BaseException as error:
-        responses.fail(error)
+        respond(responses, "failed", text=describe(error, config["kernel"]))
         return
-    responses.send("ready", gradients=gradients)
-    with os.fdopen(config["requests"], "rb") as requests:
-        serve(kernel, requests, responses, arena)
+    respond(responses, "ready", gradients=gradients)
+    serve(kernel, requests, responses, arena, config["kernel"])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ process and its children until they end, by up to three means:
     seccomp      system calls: sockets, processes, signals, limits and priorities of others, memory that has no owner
     namespaces   every file read-only but for the scratch folder, a /dev/shm and a network of its own
 
-The first line of the response pipe says which of them are in force.
+The first line of the responses says which of them are in force.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import ctypes
 import errno
 import json
 import os
-import platform
 import signal
 import stat
 import struct
@@ -44,117 +43,78 @@ ALL_NAMESPACES = 0x7E020000
 MOUNT_SETATTR, RECURSIVE, READ_ONLY = 442, 0x8000, 1
 NO_SETUID, NO_DEVICES, BIND, PRIVATE = 2, 4, 1 << 12, 1 << 18
 
-# seccomp: BPF instructions, and what a system call returns
-LOAD, IF_EQUAL, IF_AT_LEAST, AND, RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-ALLOWED, RETURN_ERROR = 0x7FFF0000, 0x00050000
-SET_FILTER, ALLOW_SPECULATION = 1, 4
-ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""The column of `SYSCALLS` of a machine, and the number by which seccomp calls it."""
-SECCOMP = (317, 277)
-MASK = 0xFFFFFFFF
+# libseccomp: what a system call returns, how an argument is compared, and attributes of a filter
+ALLOW, RETURN_ERROR = 0x7FFF0000, 0x00050000
+NOT_EQUAL, MASKED_EQUAL = 1, 7
+OTHER_ARCHITECTURES, ALLOW_SPECULATION = 2, 7
 CLONE_THREAD = 1 << 16
 AF_UNIX, SOCK_STREAM, SOCK_SEQPACKET, SOCKET_TYPE = 1, 1, 5, 0xF
 
+REFUSED = (
+    "connect", "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_open", "pidfd_send_signal",
+    "pidfd_getfd", "migrate_pages", "shmget", "msgget", "semget", "mq_open", "add_key", "request_key", "keyctl",
+    "mount", "umount2", "pivot_root", "chroot", "open_tree", "open_tree_attr", "move_mount", "fsopen", "fspick",
+    "mount_setattr", "unshare", "setns", "bpf", "perf_event_open", "userfaultfd",
+)  # fmt: skip
+"""System calls that reach other processes, keep memory without an owner, leave a namespace, or attack Linux."""
+ABSENT = ("clone3", "memfd_create", "memfd_secret", "io_uring_setup")
+"""System calls that seem not to exist, so that libraries use others, which seccomp can judge."""
+OF_A_PROCESS = ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr", "move_pages")
+"""System calls whose first argument is a process: 0, which is this one."""
+SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
+NEW_CALLS = {
+    "pidfd_send_signal": 424, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fspick": 433,
+    "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442,
+    "memfd_secret": 447, "open_tree_attr": 467,
+}  # fmt: skip
+"""Numbers, the same on all architectures, of system calls whose names an old libseccomp lacks."""
+
 
 class Rule(NamedTuple):
-    """A system call that fails with `error`, unless its argument `arg` & `mask` is one of `values`.
+    """A system call that returns `error`; all calls of it, or those whose argument `arg` compares so with `values`."""
 
-    numbers: on x86_64 and aarch64; None where the machine has no such call. arg: None refuses every call.
-    """
-
-    numbers: tuple[int | None, int | None]
+    name: str
     arg: int | None = None
-    values: tuple[int, ...] = ()
-    mask: int = MASK
+    comparison: int = NOT_EQUAL
+    values: tuple[int, int] = (0, 0)
     error: int = errno.EPERM
-
-
-REFUSED = {
-    "connect": (42, 203),
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440),
-    "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438), "migrate_pages": (256, 238),
-    "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
-    "move_mount": (429, 429), "fsopen": (430, 430), "fspick": (433, 433), "mount_setattr": (442, 442),
-    "open_tree_attr": (467, 467), "unshare": (272, 97), "setns": (308, 268),
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-}  # fmt: skip
-"""System calls that reach other processes, keep memory without an owner, leave a namespace, or attack Linux."""
-ABSENT = {
-    "clone3": (435, 435), "memfd_create": (319, 279), "memfd_secret": (447, 447), "io_uring_setup": (425, 425),
-}  # fmt: skip
-"""System calls that seem not to exist, so that libraries use others, which seccomp can judge."""
-OF_A_PROCESS = {
-    "prlimit64": (302, 261), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
-    "sched_setattr": (314, 274),
-    "move_pages": (279, 239),
-}  # fmt: skip
-"""System calls whose first argument is a process: this one, or 0."""
-SIGNALS = {
-    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-}  # fmt: skip
 
 
 def rules(processes: bool) -> list[Rule]:
     """Return what seccomp refuses; processes: whether this process may start others, and send signals to them."""
-    own = (0, os.getpid())
-    found = [Rule(numbers) for numbers in REFUSED.values()]
-    found += [Rule(numbers, error=errno.ENOSYS) for numbers in ABSENT.values()]
-    found += [Rule(numbers, 0, own) for numbers in OF_A_PROCESS.values()]
-    found += [Rule((203, 122), 0, own, error=0)]  # sched_setaffinity: threads are pinned too, which may have no effect
-    found += [Rule((141, 140), arg, (0,)) for arg in (0, 1)]  # setpriority: of this process
-    found += [Rule((251, 30), 1, (0,))]  # ioprio_set
-    for numbers in ((41, 198), (53, 199)):  # socket, socketpair: nothing that sends without `connect`
-        found += [Rule(numbers, 0, (AF_UNIX,)), Rule(numbers, 1, (SOCK_STREAM, SOCK_SEQPACKET), SOCKET_TYPE)]
-    if processes:
-        found += [Rule((56, 220), 0, (0,), ALL_NAMESPACES)]  # clone
-    else:
-        found += [Rule((56, 220), 0, (CLONE_THREAD,), CLONE_THREAD | ALL_NAMESPACES)]
-        found += [Rule((number, None)) for number in (57, 58)]  # fork, vfork
-        found += [Rule(numbers, 0, own) for numbers in SIGNALS.values()]
+    found = [Rule(name) for name in REFUSED]
+    found += [Rule(name, error=errno.ENOSYS) for name in ABSENT]
+    found += [Rule(name, 0) for name in OF_A_PROCESS]
+    found += [Rule("sched_setaffinity", 0, error=0)]  # threads are pinned too, which may have no effect
+    found += [Rule("setpriority", 0), Rule("setpriority", 1), Rule("ioprio_set", 1)]
+    for name in ("socket", "socketpair"):  # nothing that sends without `connect`
+        types = set(range(SOCKET_TYPE + 1)) - {SOCK_STREAM, SOCK_SEQPACKET}
+        found += [Rule(name, 0, NOT_EQUAL, (AF_UNIX, 0))]
+        found += [Rule(name, 1, MASKED_EQUAL, (SOCKET_TYPE, kind)) for kind in types]
+    bits = [1 << n for n in range(32) if ALL_NAMESPACES >> n & 1]
+    found += [Rule("clone", 0, MASKED_EQUAL, (bit, bit)) for bit in bits]
+    if not processes:
+        found += [Rule("clone", 0, MASKED_EQUAL, (CLONE_THREAD, 0)), Rule("fork"), Rule("vfork")]
+        found += [Rule(name, 0, NOT_EQUAL, (os.getpid(), 0)) for name in SIGNALS]
     return found
 
 
-def bpf(rules: list[Rule], column: int, architecture: int) -> bytes:
-    """Return the rules as a program of BPF: each compares the number of the call, then an argument.
-
-    Jumps count instructions from the next one. A call in another architecture's numbers fails.
-    """
-
-    def instruction(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, yes, no, k)
-
-    def refuse(error: int) -> bytes:
-        return instruction(RETURN, RETURN_ERROR | error)
-
-    program = instruction(LOAD, 4) + instruction(IF_EQUAL, architecture, 1) + refuse(errno.EPERM)
-    program += instruction(LOAD, 0) + instruction(IF_AT_LEAST, 1 << 30, 0, 1) + refuse(errno.EPERM)  # x32
-    for rule in rules:
-        if (number := rule.numbers[column]) is None:
-            continue
-        body = b""
-        if rule.arg is not None:
-            body += instruction(LOAD, 16 + 8 * rule.arg) + instruction(AND, rule.mask)
-            left = range(len(rule.values), 0, -1)
-            body += b"".join(instruction(IF_EQUAL, x, n) for n, x in zip(left, rule.values, strict=True))
-        body += refuse(rule.error)
-        program += instruction(LOAD, 0) + instruction(IF_EQUAL, number, 0, len(body) // 8) + body
-    return program + instruction(RETURN, ALLOWED)
-
-
 def filter_system_calls(processes: bool) -> bool:
-    """Refuse system calls by seccomp; return whether this system can."""
-    if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
+    """Refuse system calls by libseccomp; return whether this system has it."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
         return False
-    column, architecture = ARCHITECTURES[platform.machine()]
-    program = ctypes.create_string_buffer(code := bpf(rules(processes), column, architecture), len(code))
-    listed = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(program))
-    libc = ctypes.CDLL(None)
-    libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    return bool(libc.syscall(SECCOMP[column], SET_FILTER, ALLOW_SPECULATION, listed) == 0)
+    library.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(library.seccomp_init(ALLOW))
+    done = [library.seccomp_attr_set(context, OTHER_ARCHITECTURES, RETURN_ERROR | errno.EPERM)]
+    library.seccomp_attr_set(context, ALLOW_SPECULATION, 1)  # faster; an old libseccomp has no such attribute
+    for rule in rules(processes):
+        number = NEW_CALLS.get(rule.name) or library.seccomp_syscall_resolve_name(rule.name.encode())
+        compared = b"" if rule.arg is None else struct.pack("=IIQQ", rule.arg, rule.comparison, *rule.values)
+        count = int(rule.arg is not None)
+        done.append(library.seccomp_rule_add_array(context, RETURN_ERROR | rule.error, number, count, compared))
+    return bool(library.seccomp_load(context) == 0 and not any(done))
 
 
 def enter_namespaces(scratch: str, memory: int) -> bool:

@@ -32,8 +32,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 
 SHOWN = 3
 """How many failed cases the text has in full; JSON has all."""
-LISTED = 20
-"""How many more cases a line names; JSON has all."""
 WITHOUT = {
     "Landlock": "a kernel can read refdiff's files and write yours",
     "seccomp": "it can open connections, start processes, and change limits of the judge",
@@ -89,20 +87,13 @@ class JudgeReport:
             lines += [f"{name}:", text] if "\n" in text else [f"{name}: {text}"]
         lines.append(f"confined by {', '.join(self.confinement) or 'nothing'}")
         lines += [f"without {name}, {risk}" for name, risk in WITHOUT.items() if name not in self.confinement]
-        if len(failed) > SHOWN:
-            lines.append(f"also failed: {_listed(failed[SHOWN:])}")
-        declined = Counter(
-            "sizes" if name[0].isdigit() else name.partition("-")[0]
-            for name, outcome in self.cases.items()
-            if outcome.declined
-        )
-        if declined:
-            profiles = ", ".join(f"{profile} {n}" for profile, n in declined.most_common())
-            lines.append(f"declined {declined.total()}: {profiles}")
         inconclusive = [name for name, o in self.cases.items() if o.status == "skip" and not o.declined]
-        inconclusive += [f"{tensor} of {name}" for name, o in self.cases.items() for tensor in o.inconclusive]
-        if inconclusive:
-            lines.append(f"inconclusive: {_listed(inconclusive)}")
+        inconclusive += [name for name, o in self.cases.items() for _ in o.inconclusive]
+        declined = [name for name, o in self.cases.items() if o.declined]
+        for what, names in (("also failed", failed[SHOWN:]), ("declined", declined), ("inconclusive", inconclusive)):
+            kinds = Counter("sizes" if name[0].isdigit() else name.partition("-")[0] for name in names)
+            if names:
+                lines.append(f"{what} {len(names)}: {', '.join(f'{kind} {n}' for kind, n in kinds.most_common())}")
         return "\n".join(printable(line) for text in lines for line in text.splitlines())
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,11 +205,6 @@ def judge_file(
     return JudgeReport(str(path), spec, recipe, seed, found, reasons, gradients, left, confinement)
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
 def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
     """Draw sizes that no kernel can know, mostly small: half with as many keys as queries, half with more keys."""
     queries = [*rng.integers(1, 41, SMALL_SIZES), *rng.integers(150, 250, LARGE_SIZES)]
@@ -272,7 +258,7 @@ def _call_all(
                     _first_calls(process, run)
             for run in (runs[i] for i in rng.permutation(len(runs))):
                 with _problem_of(run, "called again"):
-                    if run.outputs and not _is_bitwise_equal(run.outputs[0], _outputs_again(process, run)):
+                    if run.outputs and not _is_bitwise_equal(run.outputs[0], _call(process, run, run.sets[0])):
                         run.problem = run.problem or "the same inputs gave other bits when the kernel was called again"
         return gradients, confinement, ()
     except KernelError as error:
@@ -292,43 +278,30 @@ def _problem_of(run: _Run, when: str = "") -> Iterator[None]:
 
 def _first_calls(process: KernelProcess, run: _Run) -> None:
     """Call the kernel with each set of numbers; the first output must survive the other calls."""
-    largest = _max_output_bytes(run.sets[0])
-    calls: list[int] = []
     outputs: list[dict[str, Numpy]] = []
     for numbers in run.sets:
-        if (n := _call(process, run, numbers)) is None:
-            run.declined = not calls
-            run.problem = "the kernel declined inputs of a shape that it had served" if calls else ""
+        if (found := _call(process, run, numbers)) is None:
+            run.declined = not outputs
+            run.problem = "the kernel declined inputs of a shape that it had served" if outputs else ""
             return
-        calls.append(n)
-        outputs.append(process.send(n, largest))
-    if not _is_bitwise_equal(outputs[0], process.send(calls[0], largest)):
+        outputs.append(found)
+    if not _is_bitwise_equal(outputs[0], process.again(_max_output_bytes(run.sets[0]))):
         run.problem = "what the kernel returned has changed with a later call: return a new array each time"
-    for n in calls:
-        process.drop(n)
     run.outputs = tuple(outputs)
 
 
-def _outputs_again(process: KernelProcess, run: _Run) -> dict[str, Numpy]:
-    """Return the outputs for the first set of numbers once more; none if the kernel declines it now."""
-    if (n := _call(process, run, run.sets[0])) is None:
-        return {}
-    outputs = process.send(n, _max_output_bytes(run.sets[0]))
-    process.drop(n)
-    return outputs
-
-
-def _call(process: KernelProcess, run: _Run, numbers: Case) -> int | None:
+def _call(process: KernelProcess, run: _Run, numbers: Case) -> dict[str, Numpy] | None:
     """Call the kernel; if it declines paged keys with dout, without: decoding may have no backward pass."""
     spec = {**numbers.spec.to_dict(), **{name: getattr(numbers.spec, name) for name in DERIVED}}
-    gradients = process.gradients and not run.forward_only
+    first, largest = numbers is run.sets[0], _max_output_bytes(numbers)
     arrays = _arrays(run, numbers)
     inputs = {name: x for name, x in arrays.items() if name != "dout"}
-    n = process.call(spec, arrays if gradients else inputs)
-    if n is None and gradients and numbers is run.sets[0] and "k_pages" in inputs:
-        n = process.call(spec, inputs)
-        run.forward_only = n is not None
-    return n
+    gradients = process.gradients and not run.forward_only
+    found = process.call(spec, arrays if gradients else inputs, largest, first=first)
+    if found is None and gradients and first and "k_pages" in inputs:
+        found = process.call(spec, inputs, largest, first=True)
+        run.forward_only = found is not None
+    return found
 
 
 def _arrays(run: _Run, numbers: Case) -> dict[str, Numpy]:
@@ -342,10 +315,14 @@ def _max_output_bytes(case: Case) -> int:
     return 8 * (4 * case.dout.size + sum(x.size for x in case.inputs.values())) + 4096
 
 
-def _is_bitwise_equal(first: Mapping[str, Numpy], second: Mapping[str, Numpy]) -> bool:
-    return first.keys() == second.keys() and all(
-        (x.dtype, x.shape, x.tobytes()) == (second[n].dtype, second[n].shape, second[n].tobytes())
-        for n, x in first.items()
+def _is_bitwise_equal(first: Mapping[str, Numpy], second: Mapping[str, Numpy] | None) -> bool:
+    return (
+        second is not None
+        and first.keys() == second.keys()
+        and all(
+            (x.dtype, x.shape, x.tobytes()) == (second[n].dtype, second[n].shape, second[n].tobytes())
+            for n, x in first.items()
+        )
     )
 
 

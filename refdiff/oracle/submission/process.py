@@ -47,7 +47,6 @@ FOLDERS = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTO
 MEASURED_EVERY = 1 / 20
 """Seconds between two measurements of the kernel's memory; more where one takes long."""
 MOST_AXES = 32
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of Linux: orphaned descendants become children of the process that sets it."""
 
@@ -60,6 +59,7 @@ class LoadError(ValueError):
     """The file has no kernel, or raises an exception when it is loaded."""
 
 
+TOO_LARGE = "larger than any output of these inputs"
 NO_RESPONSE = "the kernel's process has written something other than responses to the judge"
 
 
@@ -85,7 +85,7 @@ class KernelProcess:
     ) -> None:  # fmt: skip
         self._process, self._requests, self._responses = process, requests, responses
         self._arena, self._log, self._limits = arena, log, limits
-        self._calls, self._deadline = 0, time.monotonic() + limits.seconds
+        self._deadline = time.monotonic() + limits.seconds
         self._next_measurement = 0.0
         self.gradients = False
         self.confinement: tuple[str, ...] = ()
@@ -144,22 +144,25 @@ class KernelProcess:
                 _kill(process, earlier_children)
 
     def _load(self, path: Path) -> None:
-        self.confinement = tuple(self._response(("confined",))["by"])
+        self.confinement = tuple(self._response("confined")["by"])
         try:
-            self.gradients = self._response(("ready",))["gradients"] is True
+            self.gradients = self._response("ready")["gradients"] is True
         except ProcessError:
             raise
         except KernelError as error:
             raise LoadError(f"{path}: {error}") from None
 
-    def call(self, spec: Mapping[str, Any], arrays: Mapping[str, Numpy]) -> int | None:
-        """Run the kernel on these arrays; return the number of the call, or None if the kernel declines them.
+    def call(
+        self, spec: Mapping[str, Any], arrays: Mapping[str, Numpy], largest: int, *, first: bool
+    ) -> dict[str, Numpy] | None:
+        """Run the kernel on these arrays; return its outputs, of at most `largest` bytes, or None if it declines them.
 
         The arrays are in the same memory at each call, with the strides that they have here. After the call they are
-        checked for changes, then overwritten.
+        checked for changes, then overwritten. first: whether what earlier calls returned is overwritten before.
 
         Raises:
-            KernelError: the kernel raised, its process ended or took too long, or it changed its inputs.
+            KernelError: the kernel raised, its process ended or took too long, it changed its inputs, or its outputs
+                are no arrays or too large.
         """
         placed, listed, end = [], [], 0
         for name, x in arrays.items():
@@ -168,42 +171,38 @@ class KernelProcess:
             placed.append((name, data, end))
             listed.append([name, x.dtype.name, list(x.shape), end, list(x.strides)])
             end += -(-len(data) // ALIGNED) * ALIGNED
-        self._calls += 1
-        self._request("call", self._calls, arrays=listed, spec=spec)
-        status = self._response(("done", "declined"))["status"]
+        outputs = self._outputs(largest, do="call", first=first, arrays=listed, spec=spec)
         for name, data, offset in placed:
             if os.pread(self._arena.fileno(), len(data), offset) != data:
                 raise KernelError(f"the kernel has changed its input {name}")
         os.pwrite(self._arena.fileno(), bytes([POISON]) * end, 0)
-        return self._calls if status == "done" else None
+        return outputs
 
-    def send(self, n: int, largest: int) -> dict[str, Numpy]:
-        """Return the outputs of call `n`, of at most `largest` bytes.
+    def again(self, largest: int) -> dict[str, Numpy] | None:
+        """Return once more what the last call with `first` returned, as it is now."""
+        return self._outputs(largest, do="again")
 
-        Raises:
-            KernelError: the outputs are too large, or the response is invalid.
-        """
-        self._request("send", n)
-        found = {}
-        for name, dtype, shape in _parse_arrays(self._response(("arrays",))):
-            largest -= (size := math.prod(shape) * dtype.itemsize)
-            if largest < 0:
-                raise ProcessError(f"the kernel returned {name} of {shape}: larger than any output of these inputs")
-            found[name] = np.frombuffer(self._read(size), dtype).reshape(shape)
-        return found
-
-    def drop(self, n: int) -> None:
-        """Let the process overwrite and free the outputs of call `n`."""
-        self._request("drop", n)
-
-    def _request(self, do: str, n: int, **more: Any) -> None:
+    def _outputs(self, largest: int, **request: Any) -> dict[str, Numpy] | None:
         self._deadline = time.monotonic() + self._limits.seconds
         try:
-            self._requests.write(json.dumps({"do": do, "n": n, **more}).encode() + b"\n")
+            self._requests.write(json.dumps(request).encode() + b"\n")
         except OSError:
             raise self._exit_error() from None
+        response = self._response("arrays", "declined")
+        found: dict[str, Numpy] = {}
+        entries = response.get("arrays", [])
+        for entry in entries if isinstance(entries, list) else [None]:
+            match entry:
+                case [str(name), str(dtype), list(shape)] if dtype in child.FLOATS and is_shape(shape):
+                    largest -= (size := math.prod(shape) * child.dtype_of(dtype).itemsize)
+                    if largest < 0:
+                        raise ProcessError(f"the kernel returned {name[:40]} of {shape}: {TOO_LARGE}")
+                    found[name] = np.frombuffer(self._read(size), child.dtype_of(dtype)).reshape(shape)
+                case _:
+                    raise ProcessError(NO_RESPONSE)
+        return found if response["status"] == "arrays" else None
 
-    def _response(self, expected: tuple[str, ...]) -> dict[str, Any]:
+    def _response(self, *expected: str) -> dict[str, Any]:
         if (size := int.from_bytes(self._read(4), "little")) > LONGEST_HEAD:
             raise ProcessError(NO_RESPONSE)
         try:
@@ -258,27 +257,9 @@ class KernelProcess:
         return ProcessError(f"the kernel's process ended with {how}{': ' if printed else ''}{printed}")
 
 
-def _parse_arrays(response: Mapping[str, Any]) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
-    """Return the name, dtype and shape of each array of a response.
-
-    Raises:
-        ProcessError: the response is malformed, or an array has a type that no output may have.
-    """
-    found = []
-    entries = response.get("arrays")
-    for entry in entries if isinstance(entries, list) else [None]:
-        match entry:
-            case [str(name), str(dtype), list(shape)] if len(shape) <= MOST_AXES and all(
-                type(n) is int and 0 <= n < 2**40 for n in shape
-            ):
-                if dtype not in FLOATS:
-                    raise ProcessError(
-                        f"the kernel returned {name[:40]} of type {dtype[:40]}: give {', '.join(FLOATS)}"
-                    )
-                found.append((name, child.dtype_of(dtype), tuple(shape)))
-            case _:
-                raise ProcessError(NO_RESPONSE)
-    return found
+def is_shape(shape: list[Any]) -> bool:
+    """Whether a list is a shape that NumPy takes."""
+    return len(shape) <= MOST_AXES and all(type(n) is int and 0 <= n < 2**40 for n in shape)
 
 
 def memory_span(x: Numpy) -> int:

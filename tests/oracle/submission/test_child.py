@@ -56,12 +56,13 @@ def test_valid_and_invalid_outputs() -> None:
 
 
 def test_requests_and_answers() -> None:
-    """Two calls on the same memory, an error, a refusal, and what was kept sent, then shown."""
+    """Two calls on the same memory, a refusal, errors, and what was returned first sent again, then overwritten."""
     arena = mmap.mmap(-1, 4096)
     x, dout = (np.full((2, 2), value, np.float32) for value in (3, 5))
     arena[:16], arena[64:80] = x.tobytes(), dout.tobytes()
     seen: list[Any] = []
     specs: set[Any] = set()
+    returned: list[Any] = []
 
     def kernel(spec: Any, inputs: dict[str, Any], dout: Any) -> Any:
         seen.append(inputs["q"])
@@ -72,16 +73,16 @@ def test_requests_and_answers() -> None:
             raise ValueError("no such layer")
         if spec.layer == 3:
             return np.array([object()])
-        return inputs["q"] * dout
+        if spec.layer == 4:
+            return inputs["q"].T
+        returned.append(inputs["q"] * dout)
+        return returned[-1]
 
     arrays = [["q", "float32", [2, 2], 0, [8, 4]], ["dout", "float32", [2, 2], 64, [8, 4]]]
-    asked: list[dict[str, Any]] = (
-        [{"do": "call", "n": n + 1, "arrays": arrays, "spec": {"layer": n}} for n in range(3)]
-        + [{"do": "send", "n": n} for n in (1, 1, 9)]
-        + [{"do": "drop", "n": 1}]
-    )
+    calls = [{"do": "call", "first": n == 5, "arrays": arrays, "spec": {"layer": n}} for n in range(6)]
+    asked: list[dict[str, Any]] = [*calls[:5], {"do": "again"}, calls[5]]
     requests, pipe = io.BytesIO(b"\n".join(json.dumps(request).encode() for request in asked)), io.BytesIO()
-    child.serve(kernel, requests, child.ResponsePipe(pipe, "kernel.py"), arena)
+    child.serve(kernel, requests, pipe, arena)
     data = pipe.getvalue()
     answers = []
     while data:
@@ -91,9 +92,26 @@ def test_requests_and_answers() -> None:
             assert answer["arrays"] == [["out", "float32", [2, 2]]]
             assert data[:16] == (x * dout).tobytes()
             data = data[16:]
-        answers.append(answer["status"])
-    assert answers == ["done", "declined", "failed", "arrays", "arrays", "failed"]
-    assert seen[0] is seen[1] is seen[2]
-    assert len(specs) == 3
+        answers.append(answer.get("text", answer["status"]).partition(":")[0])
+    wrong = [
+        "the kernel raised ValueError",
+        "the kernel returned out of type object",
+        "out is in the memory of the inputs",
+    ]
+    assert answers == ["arrays", "declined", *wrong, "arrays", "arrays"]
+    assert np.isnan(returned[0]).all()
+    assert (returned[1] == x * dout).all()
+    assert all(q is seen[0] for q in seen)
+    assert len(specs) == 6
     assert child.Fields(layer=2, rope_parameters={"factor": 4}) == child.Fields(rope_parameters={"factor": 4}, layer=2)
     assert child.Fields(layer=0) in specs
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_of_torch_are_read_where_they_are(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.arange(6, dtype=getattr(torch, dtype), requires_grad=True)
+    found = child.on_host(x.reshape(2, 3).T)
+    assert (found.dtype.name, found.astype(float).tolist()) == (dtype, [[0, 3], [1, 4], [2, 5]])
+    child.overwrite(x)
+    assert np.isnan(found.astype(float)).all()
