@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import mmap
 import os
@@ -11,6 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from refdiff import CheckpointError
@@ -272,3 +275,56 @@ def test_values_beyond_the_range_of_float16_are_refused(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "ours", {"model.x": np.array([1, np.inf, np.nan, 65519.0])}, "float16")
     read = safetensors.numpy.load_file(tmp_path / "ours")["model.x"]
     assert_array_equal(read, np.array([1, np.inf, np.nan, 65504], np.float16))
+
+
+# ---- any damage
+
+SOUND = pack({name: stored(np.arange(6.0).reshape(2, 3) + i) for i, name in enumerate(("a", "b", "model.norm"))})
+END = 8 + int.from_bytes(SOUND[:8], "little")
+TABLE = json.loads(SOUND[8:END])
+WRONG = st.sampled_from(
+    [None, True, 0, 1, -1, 3, 1.5, 1e300, 2**63, 10**30, "", "x", "F16", [], [[]], [-1], [2**63], [24, 48]]
+)  # fmt: skip
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Bits flipped, bytes cut out or put in, or one value of the header replaced, left out or under another name."""
+    kind = draw(st.sampled_from(["flip", "cut", "insert", "value", "remove", "rename"]))
+    at = draw(st.integers(0, len(SOUND) - 1))
+    if kind == "flip":
+        return SOUND[:at] + bytes([SOUND[at] ^ 1 << draw(st.integers(0, 7))]) + SOUND[at + 1 :]
+    if kind == "cut":
+        return SOUND[:at] + SOUND[draw(st.integers(at, len(SOUND))) :]
+    if kind == "insert":
+        return SOUND[:at] + draw(st.binary(min_size=1, max_size=9)) + SOUND[at:]
+    table = copy.deepcopy(TABLE)
+    name = draw(st.sampled_from(sorted(table)))
+    place, key = draw(st.sampled_from([(table, name), *((table[name], field) for field in table[name])]))
+    if kind == "value":
+        place[key] = draw(WRONG)
+    else:
+        value = place.pop(key)
+        place |= {key + draw(st.sampled_from(["x", "\x1b[2J", "\0"])): value} if kind == "rename" else {}
+    return join(json.dumps(table).encode(), SOUND[END:])
+
+
+@given(content=damaged())
+def test_a_damaged_file_is_one_error_or_what_the_library_reads(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "file.safetensors"
+    path.write_bytes(content)
+    try:
+        file, said = open_safetensors(path), ""
+    except CheckpointError as error:
+        file, said = None, str(error)
+    if file is None:
+        assert said.startswith(f"{path}: ")
+        assert len(said) < 600
+        return
+    with safetensors.safe_open(path, "numpy") as theirs:
+        assert set(theirs.keys()) == set(file.tensors)
+    for name, theirs in safetensors.numpy.load(content).items():
+        ours = content[file.tensors[name].begin : file.tensors[name].end]
+        assert (file.tensors[name].shape, ours) == (theirs.shape, theirs.tobytes())
