@@ -101,6 +101,9 @@ _AUTO = {
 }
 """transformers' names that choose a class by the checkpoint. There is one here; it refuses others by `model_type`."""
 
+_PROCESSORS = ("LogitsProcessor", "LogitsWarper", "LogitNormalization", "ExponentialDecayLengthPenalty")
+"""The ends of names of transformers' processors."""
+
 
 def __getattr__(name: str) -> "Any":
     import importlib
@@ -110,11 +113,14 @@ def __getattr__(name: str) -> "Any":
         return globals()[name]
     if name in ("convert", "exercises", "layers", "oracle", "training", "viz"):
         return importlib.import_module(f"refdiff.{name}")
-    if name not in _HOMES:
+    home = _HOMES.get(name)
+    if home is None and name.endswith(_PROCESSORS):
+        home = "generation.watermarking" if "Watermark" in name else "generation.logits_process"
+    value = getattr(importlib.import_module(f"refdiff.{home}"), name, None) if home else None
+    if value is None:
         from refdiff.refused import refuse_name
 
         refuse_name(name)
-    value = getattr(importlib.import_module(f"refdiff.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -144,7 +144,10 @@ TOP_LEVEL = {
         AutoModelForImageClassification AutoModelForImageTextToText AutoModelForMaskedLM AutoModelForMultipleChoice
         AutoModelForNextSentencePrediction AutoModelForPreTraining AutoModelForSeq2SeqLM
         AutoModelForSpeechSeq2Seq AutoModelForVision2Seq AutoFeatureExtractor AutoImageProcessor AutoProcessor
-        EncoderDecoderModel""",
+        AlternatingCodebooksLogitsProcessor ClassifierFreeGuidanceLogitsProcessor EncoderDecoderModel
+        LinearTemperatureScheduleLogitsProcessor StableAndConfidentStoppingCriteria TextDiffusionStreamer
+        WhisperTimeStampLogitsProcessor""",
+    "`refdiff.TextIteratorStreamer` is read in another thread": "AsyncTextIteratorStreamer",
     "`refdiff.KVCache` is the cache; `KVCache(layers, static=tokens)` allocates it at once": """
         Cache DynamicCache EncoderDecoderCache HybridCache OffloadedCache QuantizedCache SlidingWindowCache
         StaticCache""",

@@ -16,8 +16,7 @@ import transformers
 from transformers.generation import logits_process, stopping_criteria
 
 import refdiff
-from refdiff.generation import generate, sampling, watermarking
-from refdiff.generation import logits_process as processors
+from refdiff.generation import generate, sampling
 from refdiff.generation.options import NAMES, SPEED
 from refdiff.generation.stopping import StopStringCriteria
 from tests.generation.fakes import FakeModel
@@ -314,8 +313,7 @@ def test_processors(name: str) -> None:
         texts = rng.integers(0, 9, (4, 8))
         given = {key: texts[:2, :5] if value == "prompts" else value for key, value in made.items()}
         torches = {key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in given.items()}
-        home = watermarking if "Watermark" in name else processors
-        ours, theirs = getattr(home, name)(**given), getattr(logits_process, name)(**torches)
+        ours, theirs = getattr(refdiff, name)(**given), getattr(logits_process, name)(**torches)
         for length in (1, 2, 6, 7, 8):
             scores = rng.normal(0, 3, (4, 41))
             if "Watermark" not in name:
@@ -328,13 +326,16 @@ def test_processors(name: str) -> None:
             np.testing.assert_array_equal(scores, before)
 
 
-def test_every_processor_for_a_decoder_is_there() -> None:
-    """Those left out are for models of speech and sound."""
-    others = ("Whisper", "Codebooks", "Bark", "Dia", "ClassifierFree")
-    ends = ("Processor", "Warper", "Penalty", "Normalization")
-    for name in (name for name in vars(logits_process) if name.endswith(ends)):
-        assert hasattr(processors, name) or hasattr(watermarking, name) or any(part in name for part in others), name
-    assert hasattr(processors, "UnbatchedClassifierFreeGuidanceLogitsProcessor")
+def test_every_processor_criterion_and_streamer_is_there_or_refused_by_name() -> None:
+    """Those refused are for models of speech and sound, or for diffusion."""
+    ends = ("LogitsProcessor", "Warper", "Penalty", "Normalization", "Criteria", "CriteriaList", "Streamer")
+    names = [name for name in dir(transformers) if name.endswith(ends)]
+    refused = [name for name in names if not hasattr(refdiff, name)]
+    for name in refused:
+        with pytest.raises(AttributeError, match=f"refdiff.{name}: got a name of transformers, .*; "):
+            getattr(refdiff, name)
+    assert len(names) > 4 * len(refused)
+    assert hasattr(refdiff, "UnbatchedClassifierFreeGuidanceLogitsProcessor")
 
 
 @pytest.mark.parametrize("negative", [False, True])
