@@ -201,6 +201,22 @@ def test_random_calls(pair: Pair, seed: int) -> None:
     assert equal
 
 
+def test_a_resized_model_reads_added_tokens(tmp_path: Path) -> None:
+    """The order of transformers' scripts: add tokens, give the model rows for them, go on with the same tokenizer."""
+    save(tmp_path, KINDS["byte_level"](), tokenizer_config=CONFIG)
+    tokenizer = refdiff.Tokenizer.from_pretrained(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = refdiff.DiffLlamaForCausalLM(refdiff.DiffLlamaConfig(vocab_size=len(tokenizer), **sizes))
+    model.save_pretrained(tmp_path)
+    tokenizer = refdiff.Tokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["<new>"])
+    ids = tokenizer(["<new>"], return_tensors="np")["input_ids"]
+    with pytest.raises(IndexError, match=f"got token id {ids.max()}, expected 0 to {ids.max() - 1}"):
+        model(ids)
+    model.resize_token_embeddings(len(tokenizer))
+    assert model(ids).logits.shape[-1] == len(tokenizer)
+
+
 def test_added_tokens(tmp_path: Path) -> None:
     """Tokens added by each library are found, named and saved alike."""
     for kind, make in KINDS.items():

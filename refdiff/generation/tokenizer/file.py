@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from refdiff.errors import CheckpointError
+from refdiff.errors import CheckpointError, MissingFileError
 from refdiff.files import parse_json, read_text, unique_keys
 from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, TokenizerBackend
 from refdiff.messages import show_value
@@ -45,7 +45,7 @@ def load_backend(folder: Path) -> TokenizerBackend:
     """Load `folder`/tokenizer.json."""
     path = folder / "tokenizer.json"
     if not os.path.lexists(path):
-        raise CheckpointError(f"{path}: no such file{_other_formats(folder)}")
+        raise MissingFileError(f"{path}: no such file{_other_formats(folder)}")
     text = read_text(path, max_bytes=MAX_BYTES, folder=folder)
     # Rust and Python may each keep a different one of two equal keys; the checks would look at the wrong one.
     parsed = parse_json(text, path, unique_keys)

@@ -40,6 +40,7 @@ class Vocabulary:
     """The vocabulary of `backend`, completed by the special tokens that only tokenizer_config.json (`config`) knows."""
 
     model_input_names: ClassVar[Sequence[str]] = ("input_ids", "attention_mask")
+    model_vocab_size: int | None
     bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token = map(_special_token, NAMES)
     bos_token_id, eos_token_id, unk_token_id, sep_token_id, pad_token_id, cls_token_id, mask_token_id = map(
         _special_token_id, NAMES
@@ -129,9 +130,13 @@ class Vocabulary:
         """
         given = new_tokens if isinstance(new_tokens, list | tuple) else [new_tokens] if new_tokens else []
         tokens = [to_token(token, "new_tokens", special_tokens) for token in given]
-        if tokens:
-            check_tokens(tokens, self.backend, "new_tokens")
-        return self.backend.add_tokens(tokens) if tokens else 0
+        if not tokens:
+            return 0
+        check_tokens(tokens, self.backend, "new_tokens")
+        count = self.backend.add_tokens(tokens)
+        if self.model_vocab_size is not None:
+            self.model_vocab_size = max(self.model_vocab_size, len(self))
+        return count
 
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True

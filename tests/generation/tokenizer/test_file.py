@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from refdiff import CheckpointError, Tokenizer
+from refdiff.errors import MissingFileError
 from refdiff.generation.stream import PieceDecoder
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer import file
@@ -128,7 +129,7 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_file_says_what_would_help(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file; copy the tokenizer\.json"):
+    with pytest.raises(MissingFileError, match=r"tokenizer\.json: no such file; copy the tokenizer\.json"):
         use(tmp_path)
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"only a vocab\.json: convert it once with transformers"):
