@@ -82,6 +82,7 @@ def test_names_of_transformers_for_loading(tiny_checkpoint: Path) -> None:
     ):
         load(tiny_checkpoint, device_map="cuda")
     neutral = {"device_map": "auto", "low_cpu_mem_usage": True, "use_safetensors": True, "attn_implementation": "sdpa"}
+    neutral["return_dict"] = True
     assert load(tiny_checkpoint, **neutral).eval().to("cpu").dtype == "float32"
     with pytest.raises(ValueError, match="use_safetensors: got False, expected None or True; leave it out"):
         load(tiny_checkpoint, use_safetensors=False)

@@ -33,6 +33,7 @@ ARGUMENTS = (
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "low_cpu_mem_usage": (None, True, False),
     "use_safetensors": (None, True),
+    "return_dict": (None, True),
     "attn_implementation": (None, "eager", "sdpa"),
 }
 """Arguments of transformers' `from_pretrained`, and the values that ask for what is done here anyway."""
