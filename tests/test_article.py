@@ -58,13 +58,18 @@ def test_numbers_in_the_text_are_those_of_the_data(folder: Path) -> None:
 
     stored, text = results.load()
     runs, of = results.retrieval_runs(stored), results.text_runs(text)
-    learned, *shares, adamw, muon = [
-        [float(np.mean(by_kind[kind])) for kind in by_kind] for by_kind in results.summary(runs, of).values()
+    kinds = tuple(results.KINDS)
+    learned = [np.mean([run["learned_at"] for run in runs[kind]]) for kind in kinds]
+    shares = [
+        np.mean([run["measured"][tokens][measure] for run in runs[kind]])
+        for tokens, measure in (("64", "accuracy"), ("256", "accuracy"), ("64", "noise"))
+        for kind in kinds
     ]
+    losses = [np.mean([run["validation"][-1][1] for run in of[name]]) for name in (*kinds, "plain, Muon", "v1, Muon")]
     large = json.loads((DATA / "baseline.json").read_text(encoding="utf-8"))
     reached = [dict(large[kind]["validation"])[4000] for kind in ("plain", "differential")]
-    table = [*map(round, learned), *(round(100 * x) for row in shares for x in row)]
-    assert said("found") == [*table, *(round(x, 2) for x in adamw + muon), *(round(x, 3) for x in reached)]
+    table = [*map(round, learned), *(round(100 * x) for x in shares), *(round(x, 2) for x in losses)]
+    assert said("found") == [*table, *(round(x, 3) for x in reached)]
 
     def compared(length: int, measure: str, wiring: str) -> tuple[float, float]:
         """Mean and half width of the 95 % interval of a kind's difference from plain attention."""

@@ -3,14 +3,14 @@
 import { responsive, svg, text } from "./page.js";
 
 export function lambdasFigure(figure, { lambdas, starts }) {
-  const box = figure.querySelector(".stage"), status = figure.querySelector("[role=status]");
+  const box = figure.querySelector(".stage");
   const height = 240, left = 40, right = 10, top = 14, bottom = 30, low = -1.15, high = 1.85;
   responsive(box, (width) => {
     const x = (layer) => left + ((layer + 0.5) / lambdas.length) * (width - left - right);
     const y = (value) => top + ((high - value) / (high - low)) * (height - top - bottom);
     box.replaceChildren(svg("svg", { width, height, role: "img", "aria-label":
       `λ by layer: ${lambdas.map((value, layer) => `layer ${layer} began near ${text(starts[layer])} and has ${text(value)}`).join("; ")}.` },
-      [-1, 0, 1].map((value) => [svg("line", { class: value ? "grid" : "grid zero", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
+      [0, 1].map((value) => [svg("line", { class: value ? "grid" : "grid zero", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
         svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, text(value, 0))]),
       lambdas.map((value, layer) => svg("g", {},
         svg("line", { class: "stem", x1: x(layer), x2: x(layer), y1: y(starts[layer]), y2: y(value) }),
@@ -21,5 +21,4 @@ export function lambdasFigure(figure, { lambdas, starts }) {
       width < 420 ? null : [[1, -7, "A₂ leads"], [0, 17, "adds"]].map(([value, dy, words]) => svg("text", { x: left + 3, y: y(value) + dy }, words)),
       width < 420 ? svg("text", { x: 0, y: height - 8 }, "layer") : null));
   });
-  status.textContent = `Read from the checkpoint: λ = ${lambdas.map((value) => text(value)).join(", ")} in layers 0 to ${lambdas.length - 1}.`;
 }

@@ -10,12 +10,12 @@ export async function resultsFigure(figure) {
   figure.querySelector(".stage").replaceChildren(box);
 
   responsive(box, (width) => {
-    const height = 280, left = 48, right = 52, top = 12, bottom = 46;
+    const height = 280, left = 58, right = 52, top = 12, bottom = 46;
     const x = (place) => left + (place / (lengths.length - 1)) * (width - left - right), y = (share) => top + (1 - share) * (height - top - bottom);
     box.replaceChildren(svg("svg", { width, height, role: "img", "aria-label": `Numbers found, means over five seeds. ${lengths.map((length, place) =>
       `${length} tokens: ${kinds.map(([kind, seeds]) => `${kind} ${percent(mean(seeds[place]))}`).join(", ")}`).join("; ")}.` },
       [0, 0.5, 1].map((share) => [svg("line", { class: "grid", x1: left, x2: width - right, y1: y(share), y2: y(share) }),
-        svg("text", { x: left - 8, y: y(share) + 4, "text-anchor": "end" }, percent(share))]),
+        svg("text", { x: left - 18, y: y(share) + 4, "text-anchor": "end" }, percent(share))]),
       lengths.map((length, place) => svg("text", { x: x(place), y: height - 26, "text-anchor": "middle" }, text(length, 0))),
       svg("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "tokens in a sequence"),
       kinds.map(([kind, seeds], row) => svg("g", { class: kind },
