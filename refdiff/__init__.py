@@ -13,7 +13,7 @@
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # nothing is imported here: until `__main__` begins, Ctrl-C shows a traceback
+TYPE_CHECKING = False  # nothing is imported here: `refdiff --help` starts at once
 if TYPE_CHECKING:
     from typing import Any
 

@@ -8,7 +8,6 @@ gets that namespace from an array, finds the device of an array, and copies arra
 from __future__ import annotations
 
 import importlib
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,11 +30,6 @@ _NUMPY_NAMESPACE: Any = (
     np if hasattr(np, "__array_namespace_info__") else importlib.import_module("array_api_compat.numpy")
 )
 """NumPy itself, which follows the standard since 2.1; for an older one, as in Pyodide 0.27, its wrapper."""
-
-_CUDA_LIBRARY = re.compile(
-    r"nvrtc|nvjitlink|cudart|cublas|cufft|curand|cusolver|cusparse|cuda_path|cuda headers", re.IGNORECASE
-)
-"""Matches CuPy's errors about missing CUDA libraries or headers, but not libcuda, which belongs to the driver."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +156,7 @@ def backend(name: str | ModuleType) -> Any:
         cause = error.__cause__ or error  # CuPy frames its advice on a failed import by lines of signs
         lines = [line.strip() for line in str(cause).splitlines() if any(c.isalpha() for c in line)]
         reason = f"{type(cause).__name__}: {lines[0] if lines else cause}"
-        advice = f'on a machine with a CUDA device, pip install "{_cupy_package()}[ctk]>=13.3"'
-        if _CUDA_LIBRARY.search(str(cause)):
-            advice = f'install CUDA\'s libraries, pip install "{_cupy_package()}[ctk]>=14"'
+        advice = 'on a machine with a CUDA device, pip install "cupy-cuda12x[ctk]>=13.3"'
         raise RuntimeError(f'backend "cupy" is not available ({reason}): {advice}, or use backend "numpy"') from error
     if not works:
         raise RuntimeError('backend "cupy" computed 1 + 1 + 1 wrongly: use backend "numpy"')
@@ -179,10 +171,3 @@ def check_device(xp: Any, device: Any) -> None:
     """
     if device not in (None, "cpu") and array_api_compat.is_numpy_namespace(xp):
         raise ValueError(f'device: got {device!r}, expected None or "cpu" with NumPy; for a GPU pass backend="cupy"')
-
-
-def _cupy_package() -> str:
-    """Return the CuPy package to advise: the one for CUDA 13 if it is installed, since both together do not work."""
-    from importlib.metadata import distributions
-
-    return "cupy-cuda13x" if any(True for _ in distributions(name="cupy-cuda13x")) else "cupy-cuda12x"

@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -101,40 +100,11 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     assert time.thread_time() - start < 1
 
 
-def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.touch()
-    os.truncate(path, 10**9)
-    tracemalloc.start()
-    try:
-        with pytest.raises(CheckpointError, match="larger than 500,000,000 bytes"):
-            read_bytes(path, max_bytes=500_000_000)
-        assert tracemalloc.get_traced_memory()[1] < 10**7
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only")
 def test_a_file_that_says_it_is_empty_is_bounded_too() -> None:
     assert read_bytes("/proc/self/maps", max_bytes=10**7)
     with pytest.raises(CheckpointError, match="larger than 100 bytes"):
         read_bytes("/proc/self/maps", max_bytes=100)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{" + ",".join([*(f'"{index}":0' for index in range(300_000)), '"299999":1']) + "}", "'299999' stands twice"),
-        ('{"a": [' + ",".join(["[]"] * 3_000_000) + "]}", "more than 1,000,000 values"),
-    ],
-    ids=range(2),
-)
-def test_much_that_is_refused_is_refused_quickly(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(text)
-    start = time.thread_time()
-    with pytest.raises(CheckpointError, match=message):
-        read_json(tmp_path / "config.json")
-    assert time.thread_time() - start < (5 if "twice" in message else 1)
 
 
 JSON = st.recursive(

@@ -6,7 +6,6 @@ import argparse
 import errno
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C; 141 when the reader of the output has closed it; 143 after SIGTERM.
     """
     open_streams()
-    with exit_on_signals() as received:
-        return _run(argv, received)
+    with exit_on_signals():
+        return _run(argv)
 
 
-def _run(argv: Sequence[str] | None, received: Sequence[int]) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     args = argparse.Namespace(command=None)
     try:
         return _run_command(argv, args)
@@ -47,9 +46,7 @@ def _run(argv: Sequence[str] | None, received: Sequence[int]) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a Rust library is no Exception
-        if received and received[-1] != signal.SIGINT:
-            return 128 + received[-1]
-        if isinstance(error, KeyboardInterrupt) or (received and isinstance(error, ImportError | RuntimeError)):
+        if isinstance(error, KeyboardInterrupt):
             discard_output()
             note("refdiff: interrupted")
             return EXIT_INTERRUPTED

@@ -43,23 +43,18 @@ def handle_signals(function: Callable[[int, Any], None], *names: str) -> Iterato
 
 
 @contextmanager
-def exit_on_signals() -> Iterator[list[int]]:
-    """Turn SIGTERM and SIGHUP into an exit with 128 + the signal's number, and Ctrl-C into `KeyboardInterrupt`.
+def exit_on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exit with 128 + the signal's number, so that temporary files are deleted.
 
-    So temporary files are deleted; a second SIGTERM ends at once. Yields the signals that came: where one ends an
-    import, C code may replace its exception by another that does not say so.
+    A second SIGTERM ends at once.
     """
-    received: list[int] = []
 
     def end(number: int, _: object) -> None:
-        received.append(number)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
-    with handle_signals(end, "SIGINT", "SIGTERM", "SIGHUP"):
-        yield received
+    with handle_signals(end, "SIGTERM", "SIGHUP"):
+        yield
 
 
 def discard_output() -> bool:

@@ -110,17 +110,15 @@ def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[C
     over, started = threading.Event(), time.monotonic()
 
     def show() -> None:
-        from tqdm.utils import disp_trim
-
         shown = False
         while not over.wait(1 if shown else AFTER):
             line = printable(what if isinstance(what, str) else what()).translate({9: r"\t", 10: r"\n"})
             shown = True
             _waiting_shown.set()
             seconds = f" ... {time.monotonic() - started:.0f} s"
-            # "\r" returns to the beginning of the last row only; a wide letter takes two columns
+            # "\r" returns to the beginning of the last row only
             columns = max(shutil.get_terminal_size().columns - len(seconds) - 1, 0)
-            _rewrite_line(disp_trim(line[:columns], columns) + seconds)
+            _rewrite_line(line[:columns] + seconds)
         if shown:
             _rewrite_line("")
             _waiting_shown.clear()

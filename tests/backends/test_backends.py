@@ -2,7 +2,6 @@
 
 import sys
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import array_api_strict
 import numpy as np
@@ -57,30 +56,3 @@ def test_matrices_are_kept_in_16_bits_if_cupy_multiplies_them(monkeypatch, versi
     assert keep_half("stored", cupy)
     for given in (("expanded", cupy), ("auto", cupy, "reference"), ("auto", np), ("auto", array_api_strict)):
         assert not keep_half(*given)
-
-
-def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
-    """Which is chosen; what they do is in their own tests."""
-    import array_api_compat
-
-    from refdiff.backends import device_placement
-    from refdiff.backends.cupy import CupyKernels, device, upload
-
-    cupy, made = SimpleNamespace(), MagicMock()
-    made.return_value.side_effect = lambda x: ("there", x)
-    monkeypatch.setattr(array_api_compat, "is_cupy_namespace", lambda xp: xp is cupy)
-    monkeypatch.setattr(array_api_compat, "is_numpy_namespace", lambda xp: xp is np)
-    monkeypatch.setattr(device, "Device", lambda: SimpleNamespace())
-    monkeypatch.setattr(upload, "Upload", made)
-    assert isinstance(backend_for(cupy).kernels, CupyKernels)
-    assert backend_for(cupy).chunk_size == 8192
-    assert backend_for(cupy, "reference").kernels is None
-    with device_placement(cupy, 1, 40) as put:
-        x = np.ones(5)
-        assert put(x)[1] is x
-        assert put("there already") == "there already"
-        made.return_value.close.assert_not_called()
-    made.assert_called_once_with(40, 1)
-    made.return_value.close.assert_called_once_with()
-    with device_placement(np, None, 40) as put:
-        assert put(x) is x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from tqdm import tqdm
 
 from refdiff.bench import runner
 from refdiff.bench.report import evaluate
@@ -45,25 +43,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setattr(runner, "run", run)
     return calls
-
-
-def test_the_bar_is_full_in_the_end(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, cli: Cli) -> None:
-    """A row of training gives two results; where it fails, one."""
-    bars: list[tqdm[Any]] = []
-
-    def progress_bar(*, quiet: bool, **options: Any) -> tqdm[Any]:
-        bars.append(tqdm(file=io.StringIO(), **options))
-        return bars[-1]
-
-    def run(rows: list[BenchRow], *_: object) -> Generator[dict[str, Any], None, None]:
-        for row in rows:
-            for _ in range(1 if row.model == "3m" else 2):
-                yield evaluate(row, {}, error=OSError("no room"))
-
-    monkeypatch.setattr(runner, "run", run)
-    monkeypatch.setattr("refdiff.cli.bench.progress_bar", progress_bar)
-    cli("bench", "-m", tiny_checkpoint, "--rows", "train:tiny,train:3m,check:19", "-q")
-    assert [(bar.n, bar.total) for bar in bars] == [(3, 3)]
 
 
 @pytest.mark.parametrize(("rows", "status"), [("load", 0), ("lookup", 1), ("cold", 1), ("load,lookup", 1)])

@@ -152,14 +152,3 @@ def test_verdicts_and_the_page_of_inputs_fit_80_columns(mine: Write, cli: Cli) -
     assert page == inputs_page() + "\n"
     assert max(map(len, page.splitlines())) <= 80
     assert all(name in page for name in ("lambda_logits", "block_table", "o_proj.weight", "dlambda_q1"))
-
-
-@pytest.mark.usefixtures("tables")
-def test_the_selftest_shows_progress(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refdiff.cli.terminal.REPORTED_EVERY", 0)
-    done = cli("check", "--selftest")
-    assert done.err.splitlines()[1:] == ["1 of 16 cases", "seed 1 done"]
-    assert "100.0 % of 100" in done.out
-    assert cli("check", "--selftest", "-q").err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert "1/16" in cli("check", "--selftest").err

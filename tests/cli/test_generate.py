@@ -13,7 +13,6 @@ import pytest
 import refdiff
 from refdiff.cli.answering import given_options
 from refdiff.cli.parser import build_parser
-from refdiff.messages import show_value
 
 from .conftest import Cli, copy, end_texts
 
@@ -110,22 +109,6 @@ def test_flags_become_arguments_of_generate(
     always["return_dict_in_generate"] = False
     seen = {name: value for name, value in seen.items() if name not in ("streamer", "seed", "tokenizer")}
     assert seen == {**always, **expected}
-
-
-@pytest.mark.parametrize("value", ["3", 0, 1.5, [1], True, {"a": 1}, 10**40])
-@pytest.mark.parametrize("name", ["num_beams", "no_repeat_ngram_size", "do_sample", "max_new_tokens", "top_k"])
-def test_options_of_another_type_in_a_file_are_named(
-    name: str, value: Any, reciting: Path, here: Path, cli: Cli
-) -> None:
-    copy(reciting, here, "generation_config.json", **{name: value})
-    (here / "prompts").write_text("h")
-    for prompts in (["h"], ["--prompts-file", "prompts"]):
-        done = cli("generate", "-q", "-m", "model", *prompts)
-        if done.status:
-            assert done.err.startswith("refdiff generate: error: ")
-            assert f"model/generation_config.json: {name}: got {show_value(value)}, expected " in done.err
-        else:
-            assert (name, value) in {("no_repeat_ngram_size", 0), ("top_k", 0), ("do_sample", True)}
 
 
 def test_texts_far_beyond_the_context_are_refused(tiny_checkpoint: Path, here: Path, cli: Cli) -> None:

@@ -7,8 +7,6 @@ import io
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import refdiff
 from refdiff.bench.sizes import checkpoint
 from refdiff.cli.flags import MAX_PROMPT, UsageError
-from refdiff.cli.loading import check_prompt, fetch, find_checkpoint, load, read_prompt, refuse_other_heads
+from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
 
-from ..conftest import wait_until
 from .conftest import Cli
 
 
@@ -128,23 +125,6 @@ def test_a_checkpoint_that_is_linked_from_elsewhere_is_refused(tmp_path: Path) -
     (tmp_path / "run" / "step-000001").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(refdiff.CheckpointError, match="'step-000001' is a link that leads out of the folder"):
         refdiff.DiffLlamaConfig.from_pretrained(tmp_path / "run")
-
-
-def test_a_hub_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    err = io.StringIO()
-    monkeypatch.setattr("sys.stderr", err)
-
-    def snapshot(name: str, *, answered: Callable[[], None], **_: Any) -> Path:
-        wait_until(lambda: "asking" in err.getvalue())
-        answered()
-        sys.stderr.write("a bar")
-        return tmp_path
-
-    monkeypatch.setattr("refdiff.hub.snapshot", snapshot)
-    monkeypatch.setattr("refdiff.cli.terminal.AFTER", 0.01)
-    monkeypatch.setattr(err, "isatty", lambda: True)
-    assert fetch("ai/model", argparse.Namespace(quiet=False, offline=False)) == tmp_path
-    assert re.fullmatch(r"(\rasking the hub for ai/model ... \d+ s\x1b\[K)+\r\x1b\[Ka bar", err.getvalue())
 
 
 def test_a_checkpoint_with_another_head_is_refused(tmp_path: Path) -> None:

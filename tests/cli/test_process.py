@@ -19,7 +19,7 @@ import pytest
 from tests.cli.conftest import in_terminal
 from tests.quickness import start_seconds
 
-from .conftest import Cli, Run
+from .conftest import Run
 
 Start = Callable[..., subprocess.Popen[bytes]]
 TEXT = "éあ😀!"
@@ -172,61 +172,6 @@ def test_a_panic_of_a_tokenizer_is_one_line(
     assert re.fullmatch(rb"refdiff generate: error: .*tokenizer\.json: the tokenizers library .*\n", done.stderr)
 
 
-STARTED = """
-import _signal, sys
-
-def hook(event, arguments):
-    if _signal.getsignal(_signal.SIGINT) is not _signal.default_int_handler:
-        silent.append(True)
-    elif event == "import" and not silent:
-        print(arguments[0])
-
-silent = []
-sys.addaudithook(hook)
-sys.argv = ["refdiff", "--version"]
-from refdiff.__main__ import main  # what the installed command consists of
-
-main()
-"""
-
-
-SIGNALS = pytest.mark.parametrize(
-    ("number", "ends"),
-    [
-        (signal.SIGINT, (130, "", "refdiff: interrupted\n")),
-        *((n, (128 + n, "", "")) for n in (signal.SIGTERM, signal.SIGHUP)),
-    ],
-)
-
-
-@pytest.mark.parametrize("error", [ImportError("Error importing numpy"), RuntimeError("Error calling __set_name__")])
-@SIGNALS
-def test_a_signal_that_ends_an_import_ends_the_command(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str], error: Exception
-) -> None:
-    """C code replaces what is raised: that of NumPy's import names no cause, and that which makes a class names it."""
-
-    def run(args: object) -> int:
-        try:
-            signal.raise_signal(number)
-        except BaseException as cause:
-            error.__cause__ = cause if isinstance(error, RuntimeError) else None
-        raise error
-
-    monkeypatch.setattr("refdiff.cli.inspect.run", run)
-    assert cli("inspect") == ends
-
-
-def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], tmp_path: Path) -> None:
-    """Before it is, nothing but the entry module is imported: a traceback can come from Python's own start alone."""
-    done = subprocess.run(
-        [sys.executable, "-c", STARTED], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    *early, version = done.stdout.splitlines()
-    assert version.startswith("refdiff ")
-    assert set(early) <= {"refdiff", "refdiff.__main__", "_signal", "faulthandler"}
-
-
 def test_a_slow_step_is_shown_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
     slow = "import refdiff.cli.terminal as t; t.AFTER = 0.01\nwith t.waiting('searching'): t._waiting_shown.wait(60)"
     (tmp_path / "slow.py").write_text(slow)
@@ -302,31 +247,3 @@ def test_generate_loads_nothing_that_a_first_token_does_not_need(
         "array_api_compat.numpy", "numpy.f2py", "numpy.testing", "numpy.ma",  # the first imports all of NumPy
     }  # fmt: skip
     assert sorted(too_many & set(loaded)) == []
-
-
-# The command itself, but for one thing: as soon as the model is loaded, its weights are cut short.
-PROGRAM = """
-import os, sys
-import refdiff.cli.generate as module
-from refdiff.__main__ import main
-
-def changed(*args, load=module.load, **options):
-    result = load(*args, **options)
-    os.truncate("model/model.safetensors", 5000)
-    return result
-
-module.load = changed
-sys.argv = ["refdiff", "generate", "-m", "model", "h"]
-sys.exit(main())
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not let a mapped file be cut short")
-def test_a_checkpoint_that_is_cut_short_while_it_is_read_ends_the_process_with_a_report(
-    environment: dict[str, str], reciting: Path, here: Path
-) -> None:
-    shutil.copytree(reciting, here / "model")
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "")
-    assert "Fatal Python error: Bus error" in done.stderr

@@ -120,24 +120,3 @@ def test_a_message_takes_the_line_of_what_is_waited_for(monkeypatch: pytest.Monk
     note("another")
     shown = r"(\rcomputing ... \d+ s\x1b\[K)+"
     assert re.fullmatch(rf"{shown}\r\x1b\[Ka warning\n({shown})?\r\x1b\[Kanother\n", err.getvalue())
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("a_long_name/" * 9, "a_long_name/a_long_name"),
-        ("日本語/" * 9, "日本語/日本語/日本語/日"),  # 23 columns
-        ("a\u0300" * 30, "a\u0300" * 11 + "a"),
-        ("\x1b[2J" + "a" * 30, "\\x1b[2J" + "a" * 16),
-        ("a\tb\nc", "a\\tb\\nc"),
-    ],
-)
-def test_a_waiting_line_fits_into_one_row(name: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next second replaces only the last row of several."""
-    monkeypatch.setattr("refdiff.cli.terminal.AFTER", 0.01)
-    monkeypatch.setenv("COLUMNS", "40")
-    err = _Terminal()
-    monkeypatch.setattr("sys.stderr", err)
-    with waiting(f"reading {name}"):
-        wait_until(lambda: " s" in err.getvalue())
-    assert re.fullmatch(rf"(\rreading {re.escape(shown)} ... \d s\x1b\[K)+\r\x1b\[K", err.getvalue())

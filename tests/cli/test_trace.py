@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +60,6 @@ def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     ids = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)(["hé"], return_tensors="np")["input_ids"]
     assert np.array_equal(read.inputs["input_ids"], ids)
     assert read["model.layers.0.self_attn.probs1"].dtype == np.float64
-
-
-def test_writing_is_shown_as_recording_is(
-    tiny_checkpoint: Path, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[str] = []
-    monkeypatch.setattr("refdiff.cli.trace.waiting", lambda what, quiet: nullcontext(shown.append(what)))
-    assert cli("trace", tiny_checkpoint, "--ids", "5", "-o", "run.npz").status == 0
-    assert shown == ["recording", "writing run.npz"]
 
 
 def test_of_standard_input(tiny_checkpoint: Path, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

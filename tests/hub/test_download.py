@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import refdiff
 from refdiff import hub
 from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES
 from refdiff.errors import CheckpointError
-from refdiff.hub.explain import explain
 from refdiff.model import weights
 from refdiff.model.config import DiffLlamaConfig
 from tests.hub.lookalike import TOKEN, Lookalike, model_files, tensors
@@ -62,12 +60,6 @@ def test_the_weights_of_another_model_are_not_fetched(hub_server: Lookalike) -> 
     with pytest.raises(CheckpointError, match="model_type: got 'gpt2', expected one of"):
         refdiff.DiffLlamaForCausalLM.from_pretrained("ai/other")
     assert not hub_server.asked("model.safetensors")
-
-
-def test_an_empty_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "")
-    said = explain(ConnectionError("no"))
-    assert said.startswith("the connection to an empty HF_ENDPOINT failed (")
 
 
 def test_the_callback_runs_when_the_hub_has_answered(hub_server: Lookalike) -> None:
@@ -130,17 +122,6 @@ def test_one_snapshot_even_if_the_repo_changes_meanwhile(
     assert (folder / "tokenizer.json").read_bytes() == b"{}"
 
 
-def test_the_shared_blobs_of_huggingface_hub_2_can_be_read(hub_server: Lookalike) -> None:
-    """With Xet, the blob of a repo is itself a link into a store of the whole cache."""
-    folder = hub.snapshot("ai/model", files=ALL)
-    blob = (folder / "model.safetensors").resolve()
-    store = blob.parents[2] / "blobs" / "ab" / ("ab" * 32)
-    store.parent.mkdir(parents=True)
-    shutil.move(blob, store)
-    blob.symlink_to(os.path.relpath(store, blob.parent))
-    assert list(weights.headers(folder)) == ["model.safetensors"]
-
-
 # Private repos
 
 
@@ -182,14 +163,6 @@ def test_a_token_and_a_new_download_may_be_asked_for(hub_server: Lookalike) -> N
     assert len(hub_server.asked("/cdn/")) == before
     hub.snapshot("ai/closed", files=ALL, token=TOKEN, force_download=True)
     assert len(hub_server.asked("/cdn/")) > before
-
-
-def test_an_interrupted_download_resumes_where_it_stopped(hub_server: Lookalike) -> None:
-    hub_server.fail("/cdn/", "cut", 7000)
-    hub_server.fail("/cdn/", "cut", 5000)
-    folder = hub.snapshot("ai/model", files=WEIGHT_FILES)
-    assert (folder / "model.safetensors").read_bytes() == tensors(1)
-    assert [request.range for request in hub_server.asked("/cdn/")] == [None, "bytes=7000-", "bytes=12000-"]
 
 
 @pytest.mark.parametrize(("how", "number", "times"), [("cut", 0, 20), ("reset", 7000, 1)])
