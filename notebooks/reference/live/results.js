@@ -24,5 +24,4 @@ export async function resultsFigure(figure) {
         svg("text", { class: "station", x: width - right + 14, y: y(mean(seeds.at(-1))) + (kind === "plain" ? -3 : kind === "v1" ? 13 : 5) }, kind)))));
   });
   figure.dataset.ready = "";
-  return {};
 }
