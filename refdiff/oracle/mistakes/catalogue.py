@@ -14,15 +14,12 @@ import numpy as np
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.backends import Ops
 from refdiff.oracle.inputs import VECTORS, is_layer, options, shapes
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.forward import matching_layer
+from refdiff.oracle.truth.attention_operands import EXTRA_OPS
 
 Layer = Callable[..., Any]
-HEAD_COUNT_AXES = ("pair", "gqa", "cache")
-"""The axes of mistakes in how heads are paired or grouped: only a layer with the spec's whole variant can have them."""
 
 _UNILM = "https://github.com/microsoft/unilm"
 _HF = "https://github.com/huggingface/transformers"
@@ -91,10 +88,6 @@ class Call:
         bound = self._signature.bind(**self.given | changed)
         return self._right(*bound.args, **bound.kwargs)
 
-    def parts(self, **functions: Layer) -> Ops:
-        """Return the layers that a composite layer calls, with some of them replaced."""
-        return Ops(**{name: getattr(self.ops, name) for name in layers.__all__} | functions)
-
 
 def normed(x: Array, eps: float, axis: Any = -1) -> Array:
     """Return x divided by its root mean square, without a layer of this package."""
@@ -104,7 +97,7 @@ def normed(x: Array, eps: float, axis: Any = -1) -> Array:
 
 @functools.cache
 def _signature(layer: str) -> inspect.Signature:
-    return inspect.signature(getattr(layers, layer))
+    return inspect.signature(getattr(layers, layer, None) or EXTRA_OPS[layer])
 
 
 @dataclass(frozen=True)
@@ -129,10 +122,10 @@ class Mistake:
     """A named mistake: exactly one of `wrong`, `fields`, `arrays` and `problem`.
 
     name, what: its name, and a sentence that describes it.
-    layer, also: the layer that it replaces, and the layers of other attention variants in which it is the same mistake;
-        "" if it replaces none.
+    layer: the layer that it replaces, or the name of one of `EXTRA_OPS`; "" if it replaces none.
     axis: the choice that it gets wrong. Two mistakes of one axis are not combined.
     wrong: computes the wrong result from a call.
+    condition: of `wrong`, says which specs can have it; None for all.
     row: its row in `LINKS`.
     fields, arrays, problem: return the fields of the spec that change, the inputs as they are misread, or a new spec
         with its inputs; None if a kernel cannot have this mistake.
@@ -145,7 +138,7 @@ class Mistake:
     axis: str
     wrong: Callable[[Call], Any] | None = None
     row: str = ""
-    also: tuple[str, ...] = ()
+    condition: Callable[[Spec], Any] | None = None
     fields: Callable[[Spec], dict[str, Any] | None] | None = None
     arrays: Callable[[Spec, Inputs], Inputs | None] | None = None
     problem: Callable[[Spec, Inputs], tuple[Spec, Inputs] | None] | None = None
@@ -159,15 +152,15 @@ class Mistake:
     def __str__(self) -> str:
         return self.name
 
-    def of(self, right: Layer, layer: str = "") -> Layer:
-        """Return the wrong layer for a correct one, which is `self.layer` unless `layer` names another."""
+    def of(self, right: Layer) -> Layer:
+        """Return the wrong layer for the correct one."""
         wrong = self.wrong
         if wrong is None:
             raise ValueError(f"{self.name}: got a mistake that replaces no layer, expected one with `wrong`")
 
         @functools.wraps(right)
         def mistaken(*args: Any, **options: Any) -> Any:
-            return wrong(Call(right, layer or self.layer, args, options))
+            return wrong(Call(right, self.layer, args, options))
 
         return mistaken
 
@@ -175,8 +168,7 @@ class Mistake:
         """Return the kernel with this mistake; None if it cannot have it."""
         spec, inputs = kernel.spec, kernel.inputs
         if self.wrong is not None:
-            route = matching_layer(spec, inputs) or (None if self.axis in HEAD_COUNT_AXES else "diff_heads_paper")
-            fits = not self.layer.startswith("diff_heads") or route in (self.layer, *self.also)
+            fits = self.condition is None or self.condition(spec)
             return replace(kernel, mistakes=(*kernel.mistakes, self)) if fits else None
         if self.arrays is not None:
             misread = self.arrays(spec, inputs)
@@ -197,9 +189,9 @@ class Mistake:
         return None if recast is None or changed == spec else replace(kernel, spec=changed, inputs=recast)
 
 
-def in_attention(name: str, what: str, axis: str, wrong: Callable[[Call], Any], row: str = "") -> Mistake:
-    """Return a mistake in `diff_attention`."""
-    return Mistake(name, what, "diff_attention", axis, wrong, row)
+def in_attention(name: str, what: str, axis: str, wrong: Callable[[Call], Any], row: str = "", **only: Any) -> Mistake:
+    """Return a mistake in `diff_attention`; `only` may have a `condition`."""
+    return Mistake(name, what, "diff_attention", axis, wrong, row, **only)
 
 
 def misread(name: str, what: str, axis: str, row: str = "", **edit: Any) -> Mistake:
@@ -237,7 +229,7 @@ def _regroup_values(v: Numpy, heads: int, width: int) -> Numpy:
 
 def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
     """Return the wrapper for `refdiff.backends.overlay` that puts a mistake into its layers."""
-    return lambda name, layer: mistake.of(layer, name) if name in (mistake.layer, *mistake.also) else layer
+    return lambda name, layer: mistake.of(layer) if name == mistake.layer else layer
 
 
 def plant(mistake: Mistake) -> None:

@@ -179,6 +179,26 @@ def _first_key_lost(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
     return (spec.replace(window=S - 1), inputs) if S > 1 and (spec.window is None or spec.window >= S) else None
 
 
+def _tile_key_heads(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
+    """Repeat all key and value heads, one after the other, as often as there are query heads for each."""
+    n = spec.query_heads // spec.key_heads
+    if (spec.pairing, spec.keys, spec.gqa) != ("halves", "own", "pair_then_group") or spec.values == "wide":
+        return None
+    both = [f"{x}{end}" for x in "kv" for end in ("", "_pages", "_proj.weight", "_proj.bias")]
+    tiled = {
+        name: np.concatenate([inputs[name]] * n, axis=0 if "proj" in name else 1) for name in both if name in inputs
+    }
+    return spec.replace(key_heads=spec.query_heads), {**inputs, **tiled}
+
+
+def _interleave_cached_keys(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if kind_of(inputs) != "dense" or spec.keys == "shared":
+        return None
+    k, old = inputs["k"].copy(), max(inputs["k"].shape[2] - inputs["q"].shape[2], 0)
+    k[:, :, :old] = k[:, np.arange(spec.key_heads).reshape(2, -1).T.ravel(), :old]
+    return {**inputs, "k": k}
+
+
 def _scale_of(spec: Spec) -> float:
     return spec.scale or spec.head_dim**-0.5
 
@@ -198,6 +218,12 @@ INPUT_DEVIATIONS: tuple[Mistake, ...] = (
     misread("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout", arrays=_transpose("o_proj.weight")),
     misread("noise_head_first", "The first head of each group taken as its noise, where it is the last.", "ratio",
             arrays=_noise_first),
+    misread("keys_tiled_before_pairing",
+            "Query head i on key and value head i mod K, in place of i // (H / K): tiled, then paired.", "gqa",
+            problem=_tile_key_heads),
+    misread("cached_keys_in_other_pairing",
+            "Cached keys stored branch by branch, but read pair by pair; the keys of this call are read correctly.",
+            "cache", "B20", arrays=_interleave_cached_keys),
     misread("qk_norm_weights_swapped", "The weights of the norms of q and k exchanged.", "qk norm",
             arrays=_exchange(QK_WEIGHTS)),
     misread("no_padding_mask", "Padding tokens visible as keys.", "mask", arrays=ignore("key_mask")),

@@ -3,59 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from refdiff.arrays import Array, namespace
-from refdiff.layers import value_pairs_hf
-from refdiff.layers.softmax import softmax
-from refdiff.oracle.mistakes.catalogue import Call, Mistake, in_attention, normed
+import numpy as np
 
-PAPER = ("diff_heads_paper",)
-ALL_HEADS = ("diff_heads_paper", "diff_heads_v2")
+from refdiff.arrays import Array, namespace
+from refdiff.layers import linear
+from refdiff.layers.diff_heads_paper import interleave_heads
+from refdiff.layers.softmax import softmax
+from refdiff.oracle.inputs.sequences import Numpy
+from refdiff.oracle.mistakes.catalogue import Call, Mistake, in_attention, normed
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_operands import HeadIndices
 
 # --- heads ---
 
 
-def _evens_then_odds(x: Array) -> Array:
-    return namespace(x).concat([x[:, 0::2, ...], x[:, 1::2, ...]], axis=1)
+def _change_heads(change: Callable[[HeadIndices, Numpy, int], dict[str, Numpy]]) -> Callable[[Call], Any]:
+    """Change some of the heads that output heads i use, given the right ones, i, and the number of key groups."""
+
+    def wrong(call: Call) -> HeadIndices:
+        right: HeadIndices = call()
+        return replace(right, **change(right, np.arange(call.spec.heads), call.spec.key_groups))
+
+    return wrong
 
 
-def _interleave_halves(x: Array) -> Array:
-    """Move heads i, i + H/2 to 2i, 2i + 1."""
-    B, H, *rest = x.shape
-    xp = namespace(x)
-    return xp.reshape(xp.stack([x[:, : H // 2, ...], x[:, H // 2 :, ...]], axis=2), (B, H, *rest))
+def _paired(pairing: str) -> Callable[[Spec], bool]:
+    """Select specs of two maps with keys of their own, of this pairing, without noise heads of several signals."""
+    fields = {"pairing": pairing, "keys": "own", "gqa": "pair_then_group", "group_order": "blocks", "ratio": 1}
+    return lambda spec: not spec.is_plain and all(getattr(spec, name) == x for name, x in fields.items())
 
 
-def _exchange_axes(call: Call, *, heads_first: bool) -> Any:
-    """Return the output (B, T, H e) with heads before tokens in memory (`heads_first`), or read as if it were so."""
-    out, xp, H = call(), namespace(call.q), call.q.shape[1] // 2
-    B, T, width = out.shape
-    m, n = (T, H) if heads_first else (H, T)
-    return xp.reshape(xp.permute_dims(xp.reshape(out, (B, m, n, width // H)), (0, 2, 1, 3)), out.shape)
+def _is_v2(spec: Spec) -> bool:
+    return spec.keys == "shared" and spec.ratio == 1 and not (spec.is_plain or spec.sinks)
 
 
 def _v2_half_split_pairs(call: Call) -> Any:
-    xp, (B, H, T, d) = namespace(call.q), call.q.shape
+    h, xp = call.q1.shape[1], namespace(call.q1)
+    q, k, v = interleave_heads(call.q1, call.q2), xp.repeat(call.k1, 2, axis=1), xp.repeat(call.v, 2, axis=1)
     mask, bias = (
         x if x is None or x.ndim < 3 or x.shape[-3] == 1 else xp.repeat(x, 2, axis=-3) for x in (call.mask, call.bias)
     )
-    none = xp.zeros((B, H, T, 1), dtype=call.q.dtype)
-    plain = xp.reshape(call(q=xp.repeat(call.q, 2, axis=1), lambda_=none, mask=mask, bias=bias), (B, T, H, d))
-    by_token = xp.permute_dims(xp.broadcast_to(call.lambda_, (B, H // 2, T, 1)), (0, 2, 1, 3))
-    return xp.reshape(plain[:, :, : H // 2, :] - by_token * plain[:, :, H // 2 :, :], (B, T, H // 2 * d))
+    plain = call(q1=q, k1=k, q2=q, k2=k, v=v, lambda_=xp.zeros((), dtype=q.dtype), mask=mask, bias=bias)
+    return plain[:, :h, ...] - call.lambda_ * plain[:, h:, ...]
 
 
-def _keys_tiled_before_pairing(call: Call) -> Any:
-    xp, d, n = namespace(call.q), call.q.shape[-1], call.q.shape[1] // call.k.shape[1]
-    heads = xp.concat([call.v[..., :d], call.v[..., d:]], axis=1)  # the inverse of value_pairs_hf
-    return call(k=xp.concat([call.k] * n, axis=1), v=value_pairs_hf(xp.concat([heads] * n, axis=1)))
-
-
-def _values_tiled(call: Call) -> Any:
-    n, xp = call.q1.shape[1] // call.k1.shape[1], namespace(call.q1)
-    repeated = {name: xp.repeat(call.given[name], n, axis=1) for name in ("k1", "k2")}
-    return call(**repeated, v=xp.concat([call.v] * n, axis=1))
+def _read_heads(call: Call, *, tokens_first: bool) -> Any:
+    """Return heads (B, H, T, e) in memory, read as (B, T, H, e), or the other way round."""
+    heads, xp = call(), namespace(call.q1)
+    B, H, T, e = heads.shape
+    if tokens_first:
+        return xp.permute_dims(xp.reshape(heads, (B, T, H, e)), (0, 2, 1, 3))
+    return xp.reshape(xp.permute_dims(heads, (0, 2, 1, 3)), heads.shape)
 
 
 def _attention_over_heads(call: Call) -> Any:
@@ -71,48 +72,42 @@ def _attention_over_heads(call: Call) -> Any:
     return xp.permute_dims(call(**given, lambda_=lambda_, mask=None, bias=None, causal=False), (0, 2, 1, 3))
 
 
-def _v2_one_lambda_per_layer(call: Call) -> Any:
-    x, xp = call.lambda_, namespace(call.lambda_)
-    return call(lambda_=xp.zeros_like(x) + (xp.mean(x) if x.shape[0] else 0.0))
+def _mean_lambda(call: Call) -> Any:
+    x, xp = call(), namespace(call.x)
+    return xp.zeros_like(x) + (xp.mean(x) if x.shape[0] else 0.0)
 
 
-def _v2_lambda_read_as_tokens_first(call: Call) -> Any:
-    xp, (B, h, T, _) = namespace(call.lambda_), call.lambda_.shape
-    return call(lambda_=xp.permute_dims(xp.reshape(call.lambda_, (B, T, h, 1)), (0, 2, 1, 3)))
+def _lambda_read_as_tokens_first(call: Call) -> Any:
+    x, xp = call(), namespace(call.x)
+    B, h, T, _ = x.shape
+    return xp.permute_dims(xp.reshape(x, (B, T, h, 1)), (0, 2, 1, 3))
 
 
-def _v2_lambda_by_query_head(call: Call) -> Any:
-    x, h = call.lambda_, call.q.shape[1] // 2
-    return call(lambda_=namespace(x).concat([x[:, 2 * i % h : 2 * i % h + 1, ...] for i in range(h)], axis=1))
-
-
-def _cached_keys_in_other_pairing(call: Call) -> Any:
-    old = max(call.k.shape[2] - call.q.shape[2], 0)
-    cached = _interleave_halves(call.k[:, :, :old, :])
-    return call(k=namespace(call.k).concat([cached, call.k[:, :, old:, :]], axis=2))
+def _lambda_by_query_head(call: Call) -> Any:
+    x = call()
+    return namespace(x).take(x, namespace(x).asarray([2 * i % x.shape[1] for i in range(x.shape[1])]), axis=1)
 
 
 HEAD_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("interleaved_queries_only",
-            "Query heads paired 2i, 2i + 1, where i, i + H/2 is meant; key heads j, j + K/2.", "diff_heads_hf", "pair",
-            lambda call: call(q=_evens_then_odds(call.q)), "F1"),
-    Mistake("interleaved_keys_only",
-            "Key heads paired 2j, 2j + 1, where j, j + K/2 is meant; query heads i, i + H/2.", "diff_heads_hf", "pair",
-            lambda call: call(k=_evens_then_odds(call.k)), "F1"),
-    Mistake("half_split_keys_only",
-            "Key heads paired j, j + K/2, where 2j, 2j + 1 is meant; query heads 2i, 2i + 1.", "diff_heads_paper",
-            "pair", lambda call: call(k=_interleave_halves(call.k)), "F1"),
-    Mistake("half_split_queries_only",
-            "Query heads paired i, i + H/2, where 2i, 2i + 1 is meant; key heads 2j, 2j + 1.", "diff_heads_paper",
-            "pair", lambda call: call(q=_interleave_halves(call.q)), "F1"),
-    Mistake("v2_half_split_pairs", "Heads i, i + h paired in place of 2i, 2i + 1, which share a key: the two maps "
-            "have different keys and values. The authors warn of it.", "diff_heads_v2", "pair", _v2_half_split_pairs,
-            "B1"),
+    *(Mistake(name, what, "head_indices", "pair", _change_heads(change), "F1", _paired(pairing))
+      for name, what, pairing, change in (
+          ("interleaved_queries_only",
+           "Query heads paired 2i, 2i + 1, where i, i + H/2 is meant; key heads j, j + K/2.", "halves",
+           lambda w, i, _: {"q1": 2 * i, "q2": 2 * i + 1}),
+          ("interleaved_keys_only",
+           "Key heads paired 2j, 2j + 1, where j, j + K/2 is meant; query heads i, i + H/2.", "halves",
+           lambda w, *_: {"k1": 2 * w.v, "k2": 2 * w.v + 1}),
+          ("half_split_keys_only",
+           "Key heads paired j, j + K/2, where 2j, 2j + 1 is meant; query heads 2i, 2i + 1.", "interleaved",
+           lambda w, _, groups: {"k1": w.v, "k2": w.v + groups}),
+          ("half_split_queries_only",
+           "Query heads paired i, i + H/2, where 2i, 2i + 1 is meant; key heads 2j, 2j + 1.", "interleaved",
+           lambda w, i, _: {"q1": i, "q2": i + len(i)}))),
+    in_attention("v2_half_split_pairs", "Heads i, i + h paired in place of 2i, 2i + 1, which share a key: the two maps "
+                 "have different keys and values. The authors warn of it.", "pair", _v2_half_split_pairs, "B1",
+                 condition=_is_v2),
     Mistake("values_tiled", "Head i on value head i mod k, in place of i // n, and on its own key heads.",
-            "diff_attention", "gqa", _values_tiled),
-    Mistake("keys_tiled_before_pairing",
-            "Query head i on key and value head i mod K, in place of i // (H / K): tiled, then paired.",
-            "diff_heads_hf", "gqa", _keys_tiled_before_pairing),
+            "head_indices", "gqa", _change_heads(lambda w, i, groups: {"v": i % groups})),
     Mistake("value_halves_swapped", "Value heads joined in the other order: [v_{j + K/2} ; v_j].",
             "value_pairs_hf", "value layout",
             lambda call: call(v=namespace(call.v).roll(call.v, call.v.shape[1] // 2, axis=1))),
@@ -122,22 +117,21 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
             lambda call: call(k2=call.k1)),
     Mistake("maps_swapped", "The two maps exchanged: A₂ − λ A₁.", "diff_attention", "maps",
             lambda call: call(q1=call.q2, k1=call.k2, q2=call.q1, k2=call.k1)),
-    Mistake("output_read_as_tokens_first", "The output (B, H, T, e) read as (B, T, H e) without exchanging the axes.",
-            "diff_heads_hf", "output layout", lambda call: _exchange_axes(call, heads_first=True), also=ALL_HEADS),
-    Mistake("output_read_as_heads_first", "The output (B, T, H e) read as (B, H, T, e) without exchanging the axes.",
-            "diff_heads_hf", "output layout", lambda call: _exchange_axes(call, heads_first=False), also=ALL_HEADS),
+    in_attention("output_read_as_tokens_first",
+                 "The output (B, H, T, e) read as (B, T, H e) without exchanging the axes.", "output layout",
+                 lambda call: _read_heads(call, tokens_first=True)),
+    in_attention("output_read_as_heads_first",
+                 "The output (B, T, H e) read as (B, H, T, e) without exchanging the axes.", "output layout",
+                 lambda call: _read_heads(call, tokens_first=False)),
     Mistake("attention_over_heads",
             "Each token's heads attend to each other, without a mask: (B, T, H, d) passed as (B, H, T, d).",
             "diff_attention", "output layout", _attention_over_heads),
     Mistake("v2_one_lambda_per_layer", "One λ for all tokens and heads, their mean, in place of one each.",
-            "diff_heads_v2", "v1 or v2", _v2_one_lambda_per_layer, "B3"),
-    Mistake("v2_lambda_read_as_tokens_first", "λ, (B, h, T) in memory, read as (B, T, h).", "diff_heads_v2", "v1 or v2",
-            _v2_lambda_read_as_tokens_first),
+            "diff_lambda_v2", "v1 or v2", _mean_lambda, "B3"),
+    Mistake("v2_lambda_read_as_tokens_first", "λ, (B, h, T) in memory, read as (B, T, h).", "diff_lambda_v2",
+            "v1 or v2", _lambda_read_as_tokens_first),
     Mistake("v2_lambda_by_query_head", "λ indexed by query head modulo h: pair i gets λ of pair 2i mod h.",
-            "diff_heads_v2", "v1 or v2", _v2_lambda_by_query_head),
-    Mistake("cached_keys_in_other_pairing",
-            "Cached keys stored branch by branch, but read pair by pair; the keys of this call are read correctly.",
-            "diff_heads_hf", "cache", _cached_keys_in_other_pairing, "B20", PAPER),
+            "diff_lambda_v2", "v1 or v2", _lambda_by_query_head),
 )  # fmt: skip
 
 # --- RoPE, λ and the norm ---
@@ -164,14 +158,10 @@ def _exp_in_bfloat16(x: Array) -> Array:
     return by - (by - y)
 
 
-def _affine(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
-    """Return y ⊙ w, for use in place of a norm."""
-    return y if weight is None else y * weight
-
-
 def _epsilon_outside_sqrt(call: Call) -> Any:
     x, xp = call.x, namespace(call.x)
-    return _affine(x / (xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True)) + call.eps), call.weight)
+    y = x / (xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True)) + call.eps)
+    return y if call.weight is None else y * call.weight
 
 
 LAYER_MISTAKES: tuple[Mistake, ...] = (
@@ -203,16 +193,12 @@ LAYER_MISTAKES: tuple[Mistake, ...] = (
     Mistake("sigmoid_of_lambda", "σ(λ) in place of λ, as in v2.", "diff_lambda", "v1 or v2",
             lambda call: 1 / (1 + namespace(call.lambda_q1).exp(-call()))),
     Mistake("v2_no_sigmoid", "λ = x W_λ without the sigmoid.", "diff_lambda_v2", "v1 or v2",
-            lambda call: call(ops=call.parts(activation=lambda z, name: z)), "B3"),
+            lambda call: namespace(call.x).permute_dims(linear(call.x, call.weight), (0, 2, 1))[..., None], "B3"),
     Mistake("norm_by_sum_of_squares", "x / √(Σ x² + ε): a factor of √D too small.", "rms_norm", "norm kind",
             lambda call: call(eps=call.eps / call.x.shape[-1]) / call.x.shape[-1] ** 0.5),
     Mistake("epsilon_outside_sqrt", "x / (√mean x² + ε).", "rms_norm", "eps", _epsilon_outside_sqrt),
     Mistake("one_plus_norm_weight", "The norm's weight is 1 + w, as in Gemma, where w is meant.", "rms_norm",
             "norm weight", lambda call: call(weight=None if call.weight is None else 1 + call.weight)),
-    Mistake("norm_on_q_and_k", "The norm applied to Q and K, not to the output of attention.", "diff_heads_hf",
-            "norm kind",
-            lambda call: call(q=normed(call.q, 1e-5), k=normed(call.k, 1e-5), ops=call.parts(rms_norm=_affine)), "B8",
-            PAPER),
 )  # fmt: skip
 
 # --- the difference of two maps, and masks ---

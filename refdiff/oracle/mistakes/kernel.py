@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import Ops, ops_for, overlay
+from refdiff.backends import Ops, overlay
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, wrap
 from refdiff.oracle.rounding import round_to
@@ -20,6 +20,7 @@ from refdiff.oracle.rounding.rounded_layers import rounded_ops, stored_lambda
 from refdiff.oracle.rounding.row_estimate import select_queries
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth.attention_operands import truth_ops
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import forward
 
@@ -37,7 +38,7 @@ def deviated(spec: Spec, inputs: Inputs, mistakes: Iterable[Mistake]) -> Kernel 
 @lru_cache(maxsize=4096)
 def ops_with(mistakes: tuple[Mistake, ...]) -> Ops:
     """Return the layers wrapped in these mistakes, the first one innermost."""
-    return overlay(ops_with(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
+    return overlay(ops_with(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else truth_ops()
 
 
 def select_rows(kernel: Kernel, rows: Numpy) -> Kernel:

@@ -100,9 +100,7 @@ def shrink_spec(spec: Spec) -> Spec:
 
 def needs_two_maps(deviation: Mistake) -> bool:
     """Whether plain attention cannot have a deviation."""
-    of_heads = deviation.wrong is not None and deviation.layer.startswith("diff_heads")
-    of_norm = of_heads and deviation.axis.startswith("norm")
-    return of_norm or deviation.axis in TWO_MAP_AXES
+    return deviation.axis in TWO_MAP_AXES
 
 
 def _agree(a: list[Numpy | None], b: list[Numpy | None]) -> bool:

@@ -16,7 +16,7 @@ from refdiff.oracle.rounding.evaluation_order import GATE, RMS_ROUNDING, SUMS, A
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp, scores
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import AttentionOperands, log_sum_exp, sum_sinks
+from refdiff.oracle.truth.attention_operands import AttentionOperands, log_sum_exp, sum_sinks, truth_ops
 from refdiff.oracle.truth.attention_operands import scores as exact_scores
 
 Numpy = np.ndarray[Any, Any]
@@ -30,7 +30,7 @@ def rounded_ops(recipe: Recipe, order: Order, query_factor: float = 1.0) -> Ops:
     """
     arith = Arithmetic(recipe, order, query_factor)
     rounded = {name: functools.partial(function, arith) for name, function in _ROUNDED.items()}
-    return Ops(**{**vars(ops_for()), **rounded})
+    return Ops(**{**vars(truth_ops()), **rounded})
 
 
 def stored_lambda(arith: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:

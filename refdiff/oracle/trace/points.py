@@ -240,4 +240,4 @@ class Points:
 
     _value_pairs_hf = _visit_result("values")
     _diff_lambda_v2 = _visit_result("lambda_full")
-    _diff_heads_hf = _diff_heads_paper = _diff_heads_v2 = _visit_result("scaled")
+    _diff_heads_hf = _diff_heads_paper = _diff_heads_v2 = _scale_heads = _visit_result("scaled")

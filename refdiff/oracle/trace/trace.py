@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.backends import ops_for, overlay
+from refdiff.backends import overlay
 from refdiff.checkpoint_files import last_checkpoint
 from refdiff.errors import CheckpointError
 from refdiff.messages import show_value
@@ -37,6 +37,7 @@ from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace.known_points import near_point
 from refdiff.oracle.trace.points import Points, Visit, check_memory
+from refdiff.oracle.truth.attention_operands import truth_ops
 from refdiff.oracle.truth.forward import forward
 
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)$")
@@ -181,7 +182,7 @@ class SpecRun:
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
         spec = self._spec
         points = Points(self._inputs, visit, maps=maps, whole=whole, plain=spec.is_plain, lse_base=spec.lse_base)
-        visit("out", forward(self._spec, self._inputs, points.wrap(ops_for())))
+        visit("out", forward(self._spec, self._inputs, points.wrap(truth_ops())))
 
 
 def read_trace(source: Source, *, model: Any = None) -> Trace:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from refdiff import layers
-from refdiff.backends import Ops
+from refdiff.backends import Ops, ops_for
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
@@ -147,6 +147,12 @@ def unrounded(x: Numpy, site: str) -> Numpy:
     return x
 
 
+def scale_heads(heads: Numpy, factor: Any) -> Numpy:
+    """Return the heads after the norm times their factor."""
+    y: Numpy = factor * heads
+    return y
+
+
 def softcap(z: Numpy, cap: float) -> Numpy:
     """Return cap · tanh(z / cap)."""
     y: Numpy = cap * np.tanh(z / cap)
@@ -197,7 +203,9 @@ def sum_sinks(spec: Spec, terms: Numpy, g: Numpy, s: AttentionOperands) -> Numpy
 
 
 EXTRA_OPS: dict[str, Callable[..., Any]] = {
+    "head_indices": head_indices,
     "center": center,
+    "scale_heads": scale_heads,
     "round_if_eager": unrounded,
     "round_at": unrounded,
     "softcap": softcap,
@@ -209,6 +217,11 @@ EXTRA_OPS: dict[str, Callable[..., Any]] = {
     "sum_over_tokens": sum_over_tokens,
     "sum_sinks": sum_sinks,
 }
+
+
+def truth_ops() -> Ops:
+    """Return the layers and `EXTRA_OPS`, for wrapping any of them."""
+    return Ops(**{**vars(ops_for()), **EXTRA_OPS})
 
 
 def extra_op(ops: Ops, name: str) -> Callable[..., Any]:
@@ -252,7 +265,7 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
     q, k = prepare_qk(spec, inputs, ops)
     visible = attention_mask(spec, inputs)
     v = zero_unseen(join_values(spec, inputs["v"], ops), visible)
-    w = head_indices(spec)
+    w: HeadIndices = extra_op(ops, "head_indices")(spec)
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
     if (cap := spec.softcap) is not None and k.shape[2]:  # a sink has no cap

@@ -16,13 +16,13 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import (
     Angles,
     AttentionOperands,
+    HeadIndices,
     Numbers,
     angles,
     attention_mask,
     attention_operands,
     compute_lambda,
     extra_op,
-    head_indices,
     lambda_init,
     padded_queries,
     preparation_stages,
@@ -236,7 +236,7 @@ def _qk_vjp(
         grads: the gradients of q1, k1, q2, k2.
     """
     dq1, dk1, dq2, dk2 = grads
-    w = head_indices(spec)
+    w: HeadIndices = extra_op(ops, "head_indices")(spec)
     q, k = prepare_qk(spec, inputs, ops)
     if spec.softcap is not None:
         q = q * query_factor(spec)
@@ -287,7 +287,8 @@ def _scatter_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:
 def _values_vjp(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
     """Return the gradient of v from those of the h joined values."""
     parts = value_heads(spec)
-    groups = _scatter_heads(g, head_indices(spec).v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
+    w: HeadIndices = extra_op(ops, "head_indices")(spec)
+    groups = _scatter_heads(g, w.v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
     if spec.values == "halves":
         (dv,) = ops.value_pairs_hf_vjp(groups, v)
         result: Numpy = dv

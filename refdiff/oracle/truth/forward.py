@@ -1,8 +1,7 @@
 """The forward pass of a spec, computed with the functions of `ops`: the layers, or an overlay of them.
 
-If a layer computes the spec's attention variant (`diff_heads_hf`, `diff_heads_paper`, `diff_heads_v2`), it is called.
-For any other spec the heads are brought into the order of `diff_heads_paper`, each output head with keys and values of
-its own. So an overlay of mistakes, rounding or recording acts here as it does in a model.
+Each output head has queries, keys and values of its own (`attention_operands`), and `diff_attention` computes all of
+them. So an overlay of mistakes, rounding or recording acts here as it does in a model.
 
 `tile_attention` computes tiles of queries, which gives the same numbers with less memory for scores.
 """
@@ -18,28 +17,19 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.layers.diff_heads_paper import interleave_heads
 from refdiff.layers.plain_heads import concat_heads, split_heads
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
-    attention_mask,
     attention_operands,
     compute_lambda,
     extra_op,
-    finite_bias,
-    join_values,
     lambda_init,
-    layer_mask,
     padded_queries,
-    prepare_qk,
     zero_padded,
-    zero_unseen,
 )
-
-_DEFAULTS = Spec(query_heads=2, key_heads=2, head_dim=2)
 
 
 def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
@@ -52,7 +42,8 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
     core = project(spec, inputs, ops)
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
-        out[part.index] = apply_gate(spec, _scaled_heads(spec, part.inputs, ops), part.inputs, ops)
+        heads = normalize_and_scale(spec, _heads(spec, part.inputs, ops), part.inputs, ops)
+        out[part.index] = apply_gate(spec, heads, part.inputs, ops)
     return zero_padded(padded_queries(spec, inputs), project_output(out, inputs, ops) if is_layer(inputs) else out)
 
 
@@ -94,71 +85,16 @@ def apply_gate(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     return product
 
 
-def _scaled_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
-    """Compute the heads of dense core inputs with norm and scale: (B, h, T, e)."""
+def _heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+    """Compute the heads of dense core inputs before the norm, (B, h, T, e), also without keys or queries."""
     if inputs["k"].shape[2] == 0 or 0 in inputs["q"].shape:
-        nothing = np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
-        return normalize_and_scale(spec, nothing, inputs, ops)
-    name = matching_layer(spec, inputs)
-    if name is None:
-        return _paper_order_heads(spec, attention_operands(spec, inputs, ops), inputs, ops)
-    q, k = prepare_qk(spec, inputs, ops)
-    v = zero_unseen(join_values(spec, inputs["v"], ops), attention_mask(spec, inputs))
-    mask, causal = layer_mask(spec, inputs)
-    norm = () if name == "diff_heads_v2" else (lambda_init(spec, ops), spec.norm_eps)
-    weight = (inputs["norm_weight"],) if name == "diff_heads_paper" else ()
-    flat = getattr(ops, name)(
-        *(q, k, v, compute_lambda(spec, inputs, ops), *weight, *norm),
-        mask=mask, bias=finite_bias(inputs), causal=causal, ops=ops,
-    )  # fmt: skip
-    scaled: Numpy = split_heads(flat, spec.out_dim)
-    return scaled
-
-
-def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
-    q, k = interleave_heads(s.q1, s.q2), interleave_heads(s.k1, s.k2)
-    mask, bias = (_interleave_maps(x, spec.heads) for x in (s.mask, s.bias))
-    parts = ops
-    if not has_plain_norm(spec):
-        parts = Ops(**{**vars(ops), "rms_norm": lambda x, weight, eps: normalize(spec, x, inputs, ops)})
-    init = 1 - out_factor(spec, inputs, ops)  # the layer multiplies by 1 − λ_init
-    weight = inputs.get("norm_weight")
-    flat = ops.diff_heads_paper(
-        q, k, s.v, s.lambda_full, weight, init, spec.norm_eps, mask, bias, causal=s.causal, ops=parts
-    )
-    heads: Numpy = split_heads(flat, spec.out_dim)
-    if spec.masked_rows == "nan":
-        heads = np.where(np.any(s.visible, axis=-1, keepdims=True), heads, math.nan)
-    return heads
-
-
-def _interleave_maps(x: Numpy | None, heads: int) -> Numpy | None:
-    """Return a mask or bias in the head order of `diff_heads_paper`, where the two heads of a pair are adjacent."""
-    if x is None or x.shape[1] == 1:
-        return x
-    return np.repeat(x, 2, axis=1) if x.shape[1] == heads else interleave_heads(x[:, :heads], x[:, heads:])
+        return np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
+    return differences(spec, attention_operands(spec, inputs, ops), ops)
 
 
 def has_plain_norm(spec: Spec) -> bool:
     """Whether the norm is RMSNorm of each head, without a bias and without weights per head."""
     return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
-
-
-def matching_layer(spec: Spec, inputs: Inputs) -> str | None:
-    """Return the name of the layer that computes `spec` from rotated q and k to scaled heads; None if there is none."""
-    fields = ("gqa", "group_order", "ratio", "norm_over", "norm_bias", "norm_per_head", "scale", "softcap", "sinks",
-              "masked_rows")  # fmt: skip
-    if spec.is_plain or any(getattr(spec, f) != getattr(_DEFAULTS, f) for f in fields):
-        return None
-    if any(x.ndim > 2 and x.shape[-3] > 1 for x in (inputs.get("mask"), inputs.get("bias")) if x is not None):
-        return None
-    if spec.keys == "shared":
-        return "diff_heads_v2" if (spec.norm, spec.out_scale) == ("none", "none") else None
-    if (spec.norm, spec.out_scale) != ("rms", "1 - lambda_init") or spec.values == "single":
-        return None
-    if spec.norm_weight:
-        return "diff_heads_paper" if spec.pairing == "interleaved" else None
-    return "diff_heads_hf" if spec.pairing == "halves" else None
 
 
 def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
@@ -171,7 +107,7 @@ def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
 
 def normalize_and_scale(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Apply norm and output scale to the heads: (B, h, T, e) to the same."""
-    scaled: Numpy = out_factor(spec, inputs, ops) * normalize(spec, heads, inputs, ops)
+    scaled: Numpy = extra_op(ops, "scale_heads")(normalize(spec, heads, inputs, ops), out_factor(spec, inputs, ops))
     return scaled
 
 
