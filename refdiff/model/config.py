@@ -196,13 +196,13 @@ class DiffLlamaConfig(RefusedNames):
         self._fill({**self.to_dict(), **values})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the fields that differ from the defaults, and `model_type`."""
-        defaults = DiffLlamaConfig(variant=self.variant).to_dict()
-        values = self.to_dict().items()
-        return {name: x for name, x in values if name == "model_type" or name not in defaults or x != defaults[name]}
+        """Return all fields but those that models of every kind have, where these are at their defaults."""
+        general = ("architectures", "dtype", "id2label", "label2id", "problem_type")
+        defaults = DiffLlamaConfig().to_dict()
+        return {name: x for name, x in self.to_dict().items() if name not in general or x != defaults[name]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Return the fields as JSON: those that differ from the defaults, or all."""
+        """Return the fields as JSON: those of `to_diff_dict`, or all."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 

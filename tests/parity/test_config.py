@@ -98,6 +98,10 @@ def test_same_fields_whoever_writes_and_reads(seed: int, tmp_path: Path) -> None
     ours_dict = ours.to_dict()
     assert ours.num_labels == theirs.num_labels
     assert {name: ours_dict[name] for name in FIELDS} == {name: expected[name] for name in FIELDS}
+    diff = theirs.to_diff_dict()
+    assert {name: diff.get(name, "absent") for name in FIELDS} == {
+        name: ours.to_diff_dict().get(name, "absent") for name in FIELDS
+    }
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
