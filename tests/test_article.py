@@ -107,7 +107,7 @@ def test_numbers_in_the_text_are_those_of_the_data(folder: Path) -> None:
     }
 
 
-def test_the_fifth_figure_is_measured() -> None:
+def test_the_parts_of_the_favorite_are_measured() -> None:
     """The favorite's share of the weights and its part of the output, before and after, by layer."""
     model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
     measured = []
@@ -134,7 +134,7 @@ def test_the_fifth_figure_is_measured() -> None:
         np.testing.assert_allclose((np.array(at) - 58) / 2.32, said, atol=0.05)
 
 
-def test_the_text_tells_what_the_fourth_figure_opens_on() -> None:
+def test_the_text_tells_what_the_sentence_opens_on() -> None:
     """The weight of the second map of layer 3 on "girl", and its probability with λ as trained and with λ = 0."""
     (text,) = re.findall(r'id: "sentence-text".*?\n\s+"(.*?)"\)', (SOURCE / "sentence.js").read_text(encoding="utf-8"))
     model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
