@@ -208,13 +208,6 @@ def lock(file: int | BinaryIO, *, wait: bool) -> bool:
     return True
 
 
-def free_space(folder: Path) -> float:
-    """Return the free bytes on the disk of a folder that need not exist yet; ∞ where the file system does not say."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    disk = shutil.disk_usage(place)
-    return disk.free if disk.total else math.inf
-
-
 def copy_file(source: Path, target: Path, *, folder: Path) -> None:
     """Copy a file of the checkpoint `folder` to a new file; see `open_file`.
 

@@ -86,11 +86,9 @@ class Backend:
         ops: the layer functions.
         kernels: an object with an attribute for each layer that has a kernel, or None.
         chunk_size: how many tokens of a prompt, over the whole batch, go through the model at once.
-        parallel_calls: how many calls `map` makes at a time.
     """
 
     chunk_size = 1024
-    parallel_calls = 1
 
     def __init__(self, kernels: Any = None) -> None:
         self.kernels = kernels
@@ -123,10 +121,6 @@ class Backend:
     def split_batch(self, batch: int, tokens: int) -> list[slice]:
         """Return the parts of a batch that one training step takes one by one, or several at a time."""
         return [slice(0, batch)]
-
-    def sequences_at_once(self, batch: int, tokens: int) -> int:
-        """Return how many sequences of a batch one training step computes at a time, at most."""
-        return batch
 
     def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> None:
         """Call `work(item)` for every item, in any order."""

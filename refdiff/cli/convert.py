@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import math
 import sys
 from collections.abc import Iterator
@@ -16,9 +15,8 @@ from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
 from refdiff.cli.output_files import check_folder
 from refdiff.cli.parser import Parser
-from refdiff.cli.terminal import size, waiting
+from refdiff.cli.terminal import waiting
 from refdiff.errors import CheckpointError
-from refdiff.files import free_space
 from refdiff.model.variants import VARIANTS, current_name
 
 if TYPE_CHECKING:
@@ -80,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         with waiting("comparing the two", quiet=args.quiet):
             after = convert_later(*before, args.to, eager=args.eager)
-            _check_space(output, weights.count_parameters(x.shape for x in weights.flatten(after[1]).values()), dtype)
             proof = prove(before, after)
         sys.stdout.write(f"{config.variant} to {args.to}: {proof}\n")
         _refuse_what_differs(proof)
@@ -122,16 +119,6 @@ def _all_or_nothing(output: Path) -> Iterator[Path]:
         except OSError as error:
             error.filename = str(output)  # the user knows no other
             raise
-
-
-def _check_space(output: Path, parameters: int, dtype: str) -> None:
-    """Raise `OSError` if the weights do not fit on the disk: comparing, which comes first, may take minutes."""
-    from refdiff.model.weights.precision import NBYTES
-
-    needed = parameters * NBYTES[dtype]
-    if needed > (free := free_space(output)):
-        why = f"the weights take {size(needed)}, and {size(free)} are free; free some, or name another folder"
-        raise OSError(errno.ENOSPC, why, str(output))
 
 
 def _refuse_taken(output: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import re
@@ -21,7 +20,7 @@ from refdiff.cli.loading import limit_threads
 from refdiff.cli.output_files import check_file, check_folder, write_picture
 from refdiff.cli.parser import Parser
 from refdiff.cli.process import handle_signals
-from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
+from refdiff.cli.terminal import minutely, note, one_line, progress_bar, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
 from refdiff.model.variants import VARIANTS, current_name
@@ -89,7 +88,7 @@ refdiff train -o run --resume
     parser.brief = ("-o", "--resume", "--config", "--variant", "--vocab-size", "--hidden-size", "--layers", "--heads")
     parser.brief += ("--max-steps", "--batch-size", "--context", "--learning-rate", "--save-every", "--keep", "--plot")
     parser.brief += ("--prompt",)
-    parser.set_defaults(given={}, restarted=False)
+    parser.set_defaults(given={})
 
     def add(group: Any, field: str, spellings: tuple[str, ...], limits: Number, text: str, default: Any) -> None:
         shown = [s for s in spellings if s == spellings[0] or s in SHOWN]
@@ -146,22 +145,18 @@ refdiff train -o run --resume
 def run(args: argparse.Namespace) -> int:
     """Train, or resume a run, and print the folder of the last checkpoint."""
     from refdiff import arrays
-    from refdiff.training.checkpoint import locked, note_command, noted_command
+    from refdiff.training.checkpoint import locked
 
     arrays.backend(args.backend)  # before a folder is made for nothing
     plot = None if args.plot is None else Path(args.plot)
     if plot is not None:
         check_file("--plot", plot)
     out = Path(args.output)
-    if args.resume and (command := noted_command(out)):
-        args = _started_again(args, command)
     with ExitStack() as stack:
         with _name_options_in_errors(args):
             made = None if args.resume else _config_and_settings(args, out)
             if made is not None or out.is_dir():
                 stack.enter_context(locked(out))
-            if made is not None:
-                note_command(out, [str(Path(args.text).absolute()), *_typed(args)])
             trainer = _resume(args, out) if made is None else _start(args, out, *made)
         trainer.keep = args.keep
         with _remove_corpus_on_failure(out), _stop_request() as stop:
@@ -171,22 +166,6 @@ def run(args: argparse.Namespace) -> int:
         note(f"refdiff train: stopped at step {trainer.step}; refdiff train -o {out} --resume continues there")
         raise KeyboardInterrupt
     return 0
-
-
-def _typed(args: argparse.Namespace) -> list[str]:
-    """Return the options that were typed and that decide the weights."""
-    return [f"{option}{'=' * option.startswith('--')}{getattr(args, name)}" for name, option in args.given.items()]
-
-
-def _started_again(args: argparse.Namespace, command: list[str]) -> argparse.Namespace:
-    """Return the arguments that start a run again which was killed before its first checkpoint."""
-    from refdiff.cli.parser import build_parser
-
-    note(f"refdiff train: {args.output}: the run was killed before its first checkpoint; it starts again")
-    options = [*command[1:], *_typed(args), f"--output={args.output}"]
-    again = build_parser().parse_args(["train", args.text or command[0], *options])
-    others = {name: getattr(args, name) for name in ("plot", "keep", "backend", "quiet", "debug")}
-    return argparse.Namespace(**{**vars(again), **others, "restarted": True})
 
 
 @contextmanager
@@ -257,9 +236,8 @@ def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, qui
 
 def _resume(args: argparse.Namespace, out: Path) -> Trainer:
     """Resume a run with the options that may change; others must have their old values."""
-    from refdiff.model.config import DiffLlamaConfig
     from refdiff.training import checkpoint
-    from refdiff.training.settings import CHANGEABLE, Settings, needed_memory
+    from refdiff.training.settings import CHANGEABLE
     from refdiff.training.train import Trainer
 
     checkpoint.recover(out)
@@ -268,20 +246,12 @@ def _resume(args: argparse.Namespace, out: Path) -> Trainer:
     if (args.text is not None or fixed) and (others := _differing_options(args, out, fixed)):
         raise UsageError(f"--resume: keeps the run's own text, model and settings; leave out {', '.join(others)}")
     threads = args.threads if "threads" in args.given else None
-    if args.backend == "numpy":
-        folder, about = checkpoint.latest(out)
-        needed = 0
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # `Trainer.resume` says what is broken
-            config, settings = DiffLlamaConfig.from_pretrained(folder), Settings(**about["settings"])
-            used = about.get("threads") if threads is None else threads
-            needed = sum(needed_memory(config, settings, config.dtype or "float32", used or None))
-        _check_memory(needed, "end other programs, or resume with fewer --threads")
     return Trainer._resume(out, changes, threads, args.backend, None)  # `run` has locked the folder
 
 
 def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlamaConfig, Settings]:
     """Check the text and the options before any file is created."""
-    from refdiff.training.settings import Settings, needed_memory
+    from refdiff.training.settings import Settings
 
     if args.text is None:
         piped = "" if sys.stdin.isatty() else "; standard input is not read"
@@ -294,14 +264,6 @@ def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlama
     check_folder("-o", out)
     config = _config(args)
     settings = Settings(**{name: getattr(args, name) for name in (*SETTINGS, "optimizer", "schedule", "prompt")})
-    if args.backend == "numpy":
-        stays, passes = needed_memory(config, settings, args.dtype, args.threads or None)
-        _check_memory(
-            stays + passes,
-            f"{size(stays)} are for weights, gradients and optimizer (--vocab-size, --hidden-size, "
-            f"--intermediate-size, --layers) and {size(passes)} for the tokens of a step (--batch-size, --context, "
-            "--accumulate)",
-        )
     return config, settings
 
 
@@ -316,14 +278,6 @@ def _no_file(name: str, text: Path) -> str:
     return f"got {kind}, expected a UTF-8 file"
 
 
-def _check_memory(needed: int, then: str) -> None:
-    from refdiff.memory import available_memory, physical_memory
-
-    there = physical_memory() if (free := available_memory()) is None else free
-    if needed > there:
-        raise UsageError(f"memory: training takes at least {size(needed)}, and {size(there)} are free; {then}")
-
-
 def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
     from refdiff.checkpoint_files import checkpoints
     from refdiff.training.data import Corpus
@@ -331,8 +285,6 @@ def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, setting
 
     if checkpoints(out):
         raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
-    if args.restarted:
-        (out / "log.jsonl").unlink(missing_ok=True)
     for folder in _leftovers(out, Path(args.text)):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(

@@ -1,4 +1,4 @@
-"""The settings of a run, and an estimate of its memory, by which a run that does not fit is refused at the start."""
+"""The settings of a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from refdiff.backends import backend_for
-from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.names import count_parameters, parameter_shapes
-from refdiff.model.weights.precision import NBYTES
 from refdiff.training.adamw import AdamW
 from refdiff.training.muon import Muon
 from refdiff.training.schedule import SCHEDULES
@@ -102,29 +96,3 @@ class Settings:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.context < 2:
             raise ValueError(f"context: got {self.context}, expected 2 or more: one token to see, one to predict")
-
-
-def needed_memory(
-    config: DiffLlamaConfig, settings: Settings, dtype: str = "float32", threads: int | None = None
-) -> tuple[int, int]:
-    """Estimate the bytes of a whole run (weights, gradients, optimizer), and those of the tokens of a step.
-
-    This is a lower bound, at the logits and their gradient or in the backward pass of a layer, whichever is larger.
-    Intermediate results add up to a quarter. Where a layer is wrapped, all tokens of a step are computed at once, which
-    takes more.
-
-    Equation:
-        4 P and N (L A + max(2 V, 2 A)) numbers, A = 4 D + (2 H + 2 K) d + 2 F, for P parameters and N tokens
-        (sequences × context) that all threads together compute at a time; in v2 3 H; 3 P with Muon, which keeps one
-        matrix instead of two, and P more where gradients are accumulated; 16 bytes for each token of a pass
-    """
-    size = NBYTES[dtype]
-    parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
-    copies = (4 if settings.optimizer == "adamw" else 3) + (settings.accumulate > 1)
-    sequences = settings.batch_size // settings.accumulate
-    tokens = backend_for(np, threads=threads).sequences_at_once(sequences, settings.context) * settings.context
-    heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size
-    widest = max(2 * config.vocab_size, 2 * layer)
-    ids_and_positions = 16 * sequences * settings.context
-    return copies * parameters * size, tokens * (config.num_hidden_layers * layer + widest) * size + ids_and_positions

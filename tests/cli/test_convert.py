@@ -153,20 +153,6 @@ def test_a_full_disk_names_the_folder_that_was_named(convert: Convert, monkeypat
     refused(convert("paper"), "error: new: cannot save the model (", "No space left on device")
 
 
-def test_a_disk_without_space_is_refused_before_the_comparison(
-    convert: Convert, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved()
-    disk = Mock(total=2000, free=1000)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: disk)
-    compared = Mock(side_effect=ValueError("compared"))
-    monkeypatch.setattr("refdiff.convert.prove", compared)
-    refused(convert("paper"), "error: new: the weights take ", "kB, and 1.00 kB are free; free some, or name")
-    compared.assert_not_called()
-    disk.total = disk.free = 0  # of a file system that says neither
-    refused(convert("paper"), "error: old: compared")
-
-
 def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refdiff.model.variants.rearrange.interleaved", lambda config: np.arange(config.head_dim))
     saved()

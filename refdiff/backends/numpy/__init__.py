@@ -68,7 +68,7 @@ class NumpyBackend(Backend):
 
     def __init__(self, kernels: NumpyKernels) -> None:
         super().__init__(kernels)
-        k, self.parallel_calls = kernels, kernels.threads
+        k = kernels
         steps = decoder.Steps(
             self.ops,
             linears=k.linears,
@@ -95,18 +95,8 @@ class NumpyBackend(Backend):
 
     def split_batch(self, batch: int, tokens: int) -> list[slice]:
         """Cut a batch into the parts that one thread trains on; their number does not depend on the threads."""
-        parts = self._count_parts(batch, tokens)
+        parts = min(max(-(-batch * tokens // self.kernels.runtime.tuning.training_tokens), 1), batch)
         return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]
-
-    def sequences_at_once(self, batch: int, tokens: int) -> int:
-        """Return how many sequences of a batch all threads train on at a time, at most."""
-        parts = self._count_parts(batch, tokens)
-        small, larger = divmod(batch, parts)  # so many parts have one sequence more
-        at_once = min(self.parallel_calls, parts)
-        return at_once * small + min(at_once, larger)
-
-    def _count_parts(self, batch: int, tokens: int) -> int:
-        return min(max(-(-batch * tokens // self.kernels.runtime.tuning.training_tokens), 1), batch)
 
     def map(self, work: Callable[[Any], Any], items: Any) -> None:
         """Call `work(item)` for every item, on all threads."""
