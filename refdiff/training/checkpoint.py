@@ -151,13 +151,6 @@ def update_description(folder: Path, step: int, about: dict[str, Any]) -> None:
         describe(folder, step, about)
 
 
-def mark_unusable(folder: Path) -> Path:
-    """Rename a checkpoint whose next step fails, so that it is not resumed; return its new path."""
-    aside = folder.with_name(f"{folder.name}-unusable")
-    shutil.rmtree(aside, ignore_errors=True)
-    return folder.rename(aside)
-
-
 def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """Return the last checkpoint's folder and training.json, and delete incomplete ones that a killed run left.
 

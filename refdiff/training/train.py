@@ -7,7 +7,6 @@ one that was not, on one machine and with one number of threads.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -62,7 +61,6 @@ class Trainer:
             self._rows = corpus.rows("train", settings.context)
         except ValueError as error:
             raise ValueError(str(error).replace("length:", "context:", 1)) from error
-        self._saved = -1  # the step of its last checkpoint
         self._running = False
         corpus.rows("validation", 2)
 
@@ -94,15 +92,14 @@ class Trainer:
             RuntimeError: another process or thread trains in the folder, or this is called in a `report` of `run`.
             OSError: the folder is not writable, and a setting or the log has to change.
         """
-        # without the lock where this user cannot write: to evaluate the run, or to sample from it
-        with checkpoint.locked(out) if out.is_dir() and os.access(out, os.W_OK) else nullcontext():
+        with checkpoint.locked(out) if out.is_dir() else nullcontext():
             return cls._resume(out, changes or {}, threads, backend, device)
 
     @classmethod
     def _resume(
         cls, out: Path, changes: Mapping[str, Any], threads: int | None, backend: str | ModuleType, device: Any
     ) -> Trainer:
-        """Resume as `resume` does, in a folder that the caller has locked, or may not write to."""
+        """Resume as `resume` does, in a folder that the caller has locked."""
         changes = current_names(changes)
         if fixed := set(changes) - set(CHANGEABLE):
             raise ValueError(
@@ -119,7 +116,7 @@ class Trainer:
         model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads or None, backend=backend, device=device)
         trainer = cls(out, model, Corpus(out / "corpus"), settings)
         trainer.threads, trainer.changes = threads, before
-        trainer.step = trainer._saved = about["step"]
+        trainer.step = about["step"]
         state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
         try:
             trainer._optimizer.restore(state, trainer.step)
@@ -143,16 +140,15 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or a gradient is not finite; the message has the step, the layer, and the checkpoint
-                to resume. A checkpoint whose next step fails is renamed to step-…-unusable.
+                to resume.
             OSError: the disk is full; the last checkpoint is still there.
-            RuntimeError: another process or thread trains in the folder, or has since this run's last checkpoint.
+            RuntimeError: another process or thread trains in the folder.
         """
         with checkpoint.locked(self.out):
             return self._run(report, stop)
 
     def _run(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
         """Run as `run` does, in a folder that the caller has locked."""
-        self._refuse_later_checkpoint()
         self._running = True
         try:
             with self.model.backend.repeated_scope():
@@ -161,20 +157,9 @@ class Trainer:
             found = checkpoints(self.out)
             failed = found.pop()[1] if found and found[-1][0] == self.step else None
             usable = found[-1][1] if found else None  # steps have been made from it
-            renamed = _rename_unusable(failed) if failed and usable else ""
-            raise TrainingError(f"{error}; {_advice(failed, renamed, usable)}") from None
+            raise TrainingError(f"{error}; {_advice(failed, usable)}") from None
         finally:
             self._running = False
-
-    def _refuse_later_checkpoint(self) -> None:
-        """Refuse a folder in which another trainer has saved since this one did."""
-        found = checkpoints(self.out)
-        if found and found[-1][0] > self._saved:
-            own = "none" if self._saved < 0 else checkpoint.name(self._saved)
-            raise RuntimeError(
-                f"{self.out}: the last checkpoint is {found[-1][1].name}, and this trainer's is {own}: another "
-                "has trained in this folder; continue with Trainer.resume, or name another folder"
-            )
 
     def _make_steps(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
         s, stopping = self.settings, False
@@ -206,7 +191,6 @@ class Trainer:
             RuntimeError: as `run`.
         """
         with nullcontext() if self._running else checkpoint.locked(self.out):
-            self._refuse_later_checkpoint()
             return self._save()
 
     def _save(self) -> Path:
@@ -214,11 +198,7 @@ class Trainer:
             if not is_finite(p):
                 raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written")
         state = {name: to_numpy(a) for name, a in self._optimizer.state().items()}
-        try:
-            return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder, self.keep)
-        finally:  # Ctrl-C may come when it is written
-            if (self.out / checkpoint.name(self.step)).exists():
-                self._saved = self.step
+        return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder, self.keep)
 
     def _about(self) -> dict[str, Any]:
         about = {"settings": asdict(self.settings), "threads": self.threads}
@@ -333,20 +313,12 @@ class Trainer:
         return found
 
 
-def _rename_unusable(failed: Path) -> str:
-    """Rename a checkpoint that no step can be made from, and say its new name, or why it still has the old one."""
-    try:
-        return f", now {checkpoint.mark_unusable(failed).name}"
-    except OSError as error:
-        return f", which cannot be renamed ({error.strerror or error}): delete it"
-
-
-def _advice(failed: Path | None, renamed: str, usable: Path | None) -> str:
+def _advice(failed: Path | None, usable: Path | None) -> str:
     """Say which checkpoint to resume: of the last two, the one whose next step failed, if any, and the one before."""
-    aside = f"no step can be made from {failed.name}{renamed}; " if failed else ""
+    delete = f"no step can be made from {failed.name}: delete it; " if failed and usable else ""
     do = f"resume {usable.name} with --resume and" if usable else "start again with"
     return (
-        f"{aside}{do} a lower learning rate, a longer warm-up or a smaller gradient norm (--learning-rate, "
+        f"{delete}{do} a lower learning rate, a longer warm-up or a smaller gradient norm (--learning-rate, "
         "--warmup-steps, --grad-clip)"
     )
 

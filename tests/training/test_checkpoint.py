@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -222,43 +220,6 @@ def test_a_trainer_locks_its_folder(start: Start) -> None:
             with pytest.raises(RuntimeError, match=refused):
                 use()
     assert {path: path.stat().st_mtime_ns for path in trainer.out.rglob("*")} == files
-
-
-def test_a_trainer_refuses_a_folder_in_which_another_has_trained_since(start: Start) -> None:
-    trainer = start(max_steps=3, save_every=1)
-    assert trainer.run(stop=lambda: True).name == "step-000001"
-    beside = Trainer.resume(trainer.out)
-    fresh = Trainer.start(trainer.out, trainer.model.config, trainer.corpus, trainer.settings)
-    assert trainer.run(stop=lambda: True).name == "step-000002"
-    for late, own in ((beside, "step-000001"), (fresh, "none")):
-        with pytest.raises(RuntimeError, match=f"the last checkpoint is step-000002, and this trainer's is {own}: ano"):
-            late.run()
-        with pytest.raises(RuntimeError, match=r"continue with Trainer\.resume, or name another folder"):
-            late.save()
-    assert trainer.run().name == "step-000003"
-    assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3]
-
-
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
-def test_a_run_that_is_not_writable_is_evaluated(start: Start, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    trainer = start(max_steps=1)
-    trainer.run()
-    files, opens = sorted(trainer.out.rglob("*")), os.open
-
-    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
-        if Path(path).name == checkpoint.LOCK:
-            raise OSError(code, os.strerror(code), str(path))
-        return opens(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(OSError, match=os.strerror(code)):  # another user's, who may train
-        Trainer.resume(trainer.out)
-    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == trainer.out and mode & os.W_OK))
-    again = Trainer.resume(trainer.out)
-    assert again.evaluate() == trainer.evaluate()
-    with pytest.raises(OSError, match=os.strerror(code)):
-        again.run()
-    assert sorted(trainer.out.rglob("*")) == files
 
 
 def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path: Path) -> None:
