@@ -19,7 +19,6 @@ from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.torch.attention_module import uncompiled
 from refdiff.oracle.trace import hooks, trace
 
 Numpy = np.ndarray[Any, Any]
@@ -60,7 +59,6 @@ def model(
     *,
     attn_implementation: str | None = None,
     attention_mask: Any = None,
-    tokenizer: Any = None,
 ) -> ModelReport:
     """Run a DiffLlama or Llama of transformers and find the first intermediate that is wrong, given its own inputs.
 
@@ -69,13 +67,12 @@ def model(
 
     Args:
         of: the live model, on the CPU or a GPU.
-        prompt: ids (T,) or (B, T), of any library; or a text, with `tokenizer`.
+        prompt: ids (T,) or (B, T), of any library.
         attn_implementation: an implementation for this run, such as "sdpa" or a registered one; None is the model's.
         attention_mask: (B, T), 0 at padding.
-        tokenizer: called with a text prompt; its "input_ids" are used.
 
     Raises:
-        ValueError: the model is no DiffLlama or Llama, or the prompt is a text without a tokenizer.
+        ValueError: the model is no DiffLlama or Llama.
     """
     torch = importlib.import_module("torch")
     # refdiff loads a Llama by the DiffLlama class of the same kind, as a variant
@@ -83,10 +80,6 @@ def model(
     kind = next((k for name in names if (k := getattr(heads, name, None)) is not None), None)
     if kind is None or of.config.model_type not in MODELS:
         raise ValueError(f"the model is a {type(of).__name__}, expected a DiffLlama or Llama of transformers")
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ValueError("prompt: got a text, expected ids; pass its tokenizer too")
-        prompt = tokenizer(prompt)["input_ids"]
     ids = np.atleast_2d(any_array(prompt, "prompt"))
     call = {"input_ids": ids} | ({} if attention_mask is None else {"attention_mask": any_array(attention_mask)})
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +87,6 @@ def model(
         ours = kind.from_pretrained(folder, mmap=False)
     with (
         _use_implementation(of, attn_implementation) as used,
-        uncompiled(used, of.device),
         hooks(of) as points,
         _record_attention(of) as inside,
         torch.no_grad(),
