@@ -16,15 +16,8 @@
 # **The question: when does subtracting a second attention map remove noise, and is that what a trained model does with
 # it?**
 #
-# The finding first. Subtraction works like noise-canceling headphones if both maps share the noise and the first map
-# has much of it. In our small trained model, the two maps of a pair share little of their *weights*: the token that the
-# leading map prefers even loses share of all |weight|, in more than nine rows of ten. But what counts is what the
-# weights add up to, and there the idea works. The other map is broad. What it takes from the text is nearly the average
-# of all values, and the noise of the leading map adds up to nearly the same average. In the three layers that subtract
-# strongly, the preferred token makes up about half of the output before the subtraction, and two thirds after it. It is
-# one model with 2.9 million parameters; large ones may differ.
-#
-# Allow 30 minutes. You need chapter 01.
+# We begin with one real row. Our trained model has read "In a city by the sea there lived a queen who", and the last
+# word looks back. These are its weights in one pair of layer 4:
 
 # %%
 # %matplotlib inline
@@ -36,28 +29,77 @@ import tiny
 from experiments import retrieval_table
 
 import refdiff
-from refdiff import layers, oracle, viz
+from refdiff import oracle, viz
+
+# %%
+load = refdiff.DiffLlamaForCausalLM.from_pretrained
+model = load("bundled", dtype="float64", kernels="reference")
+tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+text = "In a city by the sea there lived a queen who"
+ids = tokenizer([text], return_tensors="np")["input_ids"]
+words = [tokenizer.decode([i]) for i in ids[0]]
+queen = words.index(" queen")
+
+layer, pair = 4, 0
+seen = viz.attention_maps(model, ids[0].tolist())
+lambda_ = seen.lambdas[layer]
+first, second = seen.first[layer, pair, -1], seen.second[layer, pair, -1]
+difference = first - lambda_ * second
+row_shares = [abs(row[queen]) / np.abs(row).sum() for row in (first, difference)]
+print(f"λ = {lambda_:.2f}; share of “queen” in all |weight|: {row_shares[0]:.0%} in A₁, "
+      f"{row_shares[1]:.0%} in A₁ − λ A₂")  # fmt: skip
+shown = {"A₁": first, "λ A₂": lambda_ * second, "A₁ − λ A₂": difference}
+sketches.token_bars(words, shown, [queen])
 
 # %% [markdown]
-# ## Where the idea works
+# $A_1$ is sharp: nearly half of its weight is on "queen". $A_2$ is broad. The difference keeps the peak and has a tail
+# of negative weights, which count too. So "queen" has *less* of all |weight| after the subtraction than before.
 #
-# Recall the equation (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)). With
-# $A_i = \mathrm{softmax}(Q_i K_i^\top/\sqrt d)$,
+# But a layer does not hand on weights. It hands on the sum of the values, $o = \sum_j w_j v_j$. Token $j$ makes up the
+# part $(w_j v_j \cdot o) / (o \cdot o)$ of it, and the parts of all tokens sum to 1:
+
+
+# %%
+def parts(row, values):
+    out = row @ values
+    return row * (out @ values.swapaxes(-1, -2)) / (out * out).sum(axis=-1, keepdims=True)
+
+
+trace = oracle.trace(model, ids)  # every intermediate result of a run
+values = trace[f"model.layers.{layer}.self_attn.values"][0, pair]
+row_parts = [parts(row, values)[queen] for row in (first, difference)]
+print(f"part of “queen” in the output: {row_parts[0]:.0%} by A₁, {row_parts[1]:.0%} by A₁ − λ A₂")
+
+# %% [markdown]
+# **Weight by weight, "queen" loses: from 44 % to 37 %. In what the weights add up to, "queen" gains: from 53 % to
+# 81 %.** The tail takes away what the rest of $A_1$ hands on, which is nearly the average of all values. This row is
+# typical. In the three layers that subtract strongly, the preferred token makes up about half of the output before the
+# subtraction, and two thirds after it. So the idea works here, but not token by token. This is one model with 2.9
+# million parameters; large ones may differ.
+#
+# Allow 30 minutes. You need chapter 01.
+#
+# ## Where the idea must work
+#
+# The second map is meant to work like noise-canceling headphones. With
+# $A_i = \mathrm{softmax}(Q_i K_i^\top/\sqrt d)$ (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)),
 #
 # $$\mathrm{DiffAttn}(X) = (A_1 - \lambda A_2)\,V \tag{eq. 1}$$
 #
 # We build a case in which it must work: one query, 48 keys, and one key that matters, the *needle* at 30. Both maps get
-# nearly the same random keys (correlation 0.99), but only the first knows the needle.
+# nearly the same random keys, but only the first knows the needle.
 
 # %%
 S, key_size, needle = 48, 16, 30
 query, noise, other_noise = sketches.article_draw(S, key_size)
 keys_1, keys_2 = noise.copy(), 0.99 * noise + np.sqrt(1 - 0.99**2) * other_noise
 keys_1[needle] += 0.6 * query  # the first map is told where to look
-first, second = (tiny.softmax(keys @ query / np.sqrt(key_size)) for keys in (keys_1, keys_2))
+scores = np.array([keys_1, keys_2]) @ query / np.sqrt(key_size)
+first, second = tiny.softmax(scores)
 
 rows = {}
-for name, row in (("A₁", first), ("A₂", second), ("A₁ − 0.75 A₂", first - 0.75 * second)):
+difference = first - 0.75 * second
+for name, row in (("A₁", first), ("A₂", second), ("A₁ − 0.75 A₂", difference)):
     share = abs(row[needle]) / np.abs(row).sum()
     rows[f"{name}: weight {row[needle]:.2f}, {share:.0%} of Σ|weight|"] = row
     print(f"{name}: the needle's weight is {row[needle]:.2f}, {share:.0%} of Σ|weight|")
@@ -65,42 +107,53 @@ sketches.bars(rows, needle)
 
 # %% [markdown]
 # The needle's weight does not grow; it falls a little. Everything else shrinks more, so its *share* of all |weight|
-# grows. A norm follows and rescales the result, so only shares count. (The norm sees the sum of the values, not the
-# weights. Where the values are known, we will look at that sum as well.)
+# grows from 21 % to 59 %. A norm follows and rescales the result, so only proportions count.
 #
-# How large should λ be? Say $A_1$ gives the needle $p$ and the noise $1 - p$, and $A_2$ gives them $q$ and $1 - q$. If
-# the noise has the same shape in both, it vanishes where $1 - p = \lambda (1 - q)$. The needle has its old share again
-# where $(p - \lambda q) / (\lambda (1 - q) - (1 - p)) = p / (1 - p)$. So the best λ, and the one at which the gain is
-# gone, are
+# **How large should λ be?** Say $A_1$ gives the needle $p$ and the noise $1 - p$, and $A_2$ gives them $q$ and $1 - q$.
+# If the noise has the same shape in both maps, the difference gives the needle the share
 #
-# $$\lambda^* = \frac{1-p}{1-q} \approx 1-p, \qquad \frac{2p(1-p)}{p+q-2pq} \approx 2(1-p)$$
+# $$\frac{|p-\lambda q|}{|p-\lambda q| + |(1-p) - \lambda(1-q)|}.$$
 #
-# **Set λ to the first map's share of noise; at twice that, the gain is gone.** We call this the rule. The ring marks
-# where a curve is back at the height at which it began:
+# It is 1 where the noise vanishes:
+#
+# $$1-p = \lambda(1-q) \quad\Rightarrow\quad \lambda^* = \frac{1-p}{1-q} \approx 1-p.$$
+#
+# Beyond $\lambda^*$ the noise grows again, with negative sign. The gain is gone where needle and noise are back in
+# their old proportion:
+#
+# $$\frac{p-\lambda q}{\lambda(1-q)-(1-p)} = \frac{p}{1-p} \quad\Rightarrow\quad
+# \lambda = \frac{2p(1-p)}{p+q-2pq} \approx 2(1-p).$$
+#
+# **The rule: set λ to the first map's share of noise; at twice that, the gain is gone.** The ring marks where a curve
+# is back at its start:
 
 # %%
 lambdas_tried = np.linspace(0, 2, 2001)
 shares, rules = {}, {}
 for name, told in (("needle in much noise", 0.0), ("needle found already", 0.9)):
-    scores = np.array([keys_1 @ query, keys_2 @ query]) / np.sqrt(key_size)
-    scores[0, needle] += told * query @ query / np.sqrt(key_size)
-    one, two = tiny.softmax(scores)
-    difference = np.abs(one - lambdas_tried[:, None] * two)
-    shares[name] = difference[:, needle] / difference.sum(axis=-1)
+    more = scores.copy()
+    more[0, needle] += told * query @ query / np.sqrt(key_size)
+    one, two = tiny.softmax(more)
+    rest = np.abs(one - lambdas_tried[:, None] * two)
+    shares[name] = rest[:, needle] / rest.sum(axis=-1)
     p, q = one[needle], two[needle]
     rules[name] = (1 - p) / (1 - q), 2 * p * (1 - p) / (p + q - 2 * p * q)
-    best, last = lambdas_tried[shares[name].argmax()], lambdas_tried[shares[name] > p].max()
-    print(f"{name:20} p = {p:.2f}: best λ {best:.2f} (rule {rules[name][0]:.2f}), gain up to λ = {last:.2f} "
-          f"(rule {rules[name][1]:.2f}), share {p:.2f} → {shares[name].max():.2f}")  # fmt: skip
+    best = lambdas_tried[shares[name].argmax()]
+    last = lambdas_tried[shares[name] > p].max()
+    print(f"{name}: share {p:.2f} → {shares[name].max():.2f}")
+    print(f"  best λ {best:.2f} (rule {rules[name][0]:.2f}), "
+          f"gain up to λ = {last:.2f} (rule {rules[name][1]:.2f})")  # fmt: skip
 sketches.share_by_strength(lambdas_tried, shares, rules)
 
 # %% [markdown]
-# A needle that the first map has found already has little to gain and much to lose. Beyond λ = 0.19, the second map
-# does not cancel noise: it *is* the noise.
+# A needle that the first map has found already has little to gain and much to lose. From λ = 0.19 on, the second map
+# adds more noise than it removes.
 #
-# And if the noise is not shared? Let ρ be the correlation between the scores that the two maps give the keys, before
-# the softmax. Here are the means of 2,000 random draws. For comparison, a third kind of second map is flat: it gives
-# every key the same.
+# ## If the noise is not shared
+#
+# **ρ** measures how much is shared. For one query, it is the correlation, over the keys, of the scores that the two
+# maps give before the softmax: 1 means the same noise, 0 unrelated noise. Here is the needle's share at each ρ, as a
+# mean of 2,000 random draws. For comparison, a *flat* second map gives every key the same.
 
 # %%
 n1, n2 = np.random.default_rng(0).standard_normal((2, 2000, S))
@@ -109,7 +162,9 @@ correlations = np.linspace(0, 1, 11)
 
 def needle_share(told, lambda_, rho):
     one = tiny.softmax(n1 + told * (np.arange(S) == needle))
-    two = tiny.softmax(rho * n1 + np.sqrt(1 - rho**2) * n2) if rho is not None else np.full(S, 1 / S)
+    two = np.full(S, 1 / S)
+    if rho is not None:
+        two = tiny.softmax(rho * n1 + np.sqrt(1 - rho**2) * n2)
     row = np.abs(one - lambda_ * two)
     return (row[:, needle] / row.sum(axis=-1)).mean()
 
@@ -118,19 +173,19 @@ panels = {}
 for kind, told in (("weak", 2.5), ("strong", 6.0)):
     alone = needle_share(told, 0.0, 0.0)
     lines = panels[f"{kind} needle"] = {"A₁ alone": np.full(11, alone)}
-    for strength in (0.25, 0.5, 0.75):
-        found = np.array([needle_share(told, strength, rho) for rho in correlations])
-        helps = f"gains from ρ = {correlations[found > alone][0]:.1f} on" if found.max() > alone else "loses at every ρ"
-        flat = needle_share(told, strength, None)
-        print(f"{kind:6} needle, λ = {strength:.2f}: {helps}; "
-              f"{alone:.2f} alone, {flat:.2f} flat, {found[-1]:.2f} at ρ = 1")  # fmt: skip
-        lines[f"A₁ − {strength:g} A₂"] = found
+    for lambda_ in (0.25, 0.5, 0.75):
+        found = np.array([needle_share(told, lambda_, rho) for rho in correlations])
+        gains, flat = correlations[found > alone], needle_share(told, lambda_, None)
+        helps = f"gains from ρ = {gains[0]:.1f} on" if len(gains) else "loses at every ρ"
+        print(f"{kind} needle, λ = {lambda_:.2f}: {alone:.2f} alone, {flat:.2f} flat, "
+              f"{found[-1]:.2f} at ρ = 1, {helps}")  # fmt: skip
+        lines[f"A₁ − {lambda_:g} A₂"] = found
 sketches.gain_by_correlation(correlations, panels, (0.24, 0.40))
 
 # %% [markdown]
-# Large gains need shared noise: they lie near ρ = 1. A weak needle also gains a little from a flat map, or from one
-# that shares nothing: both take something off every key. A strong needle loses. The gray band shows where layers 1 to 5
-# of the trained model are, as we will measure below. They are far from ρ = 1.
+# **Large gains need shared noise**: they lie near ρ = 1. A flat map helps a weak needle a little, because it takes
+# something off every key. A strong needle loses by it. The gray band shows where layers 1 to 5 of the trained model
+# are, as we will measure below. They are far from ρ = 1.
 #
 # ## How training changed λ
 #
@@ -139,18 +194,13 @@ sketches.gain_by_correlation(correlations, panels, (0.24, 0.40))
 # $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init},\qquad
 # \lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l} \tag{eq. 2}$$
 #
-# The vectors start as small random numbers. Both exponentials are then close to 1, and λ starts close to
-# $\lambda_{init}$. Training can move it either way, without a bound:
+# They start as small random numbers. Both exponentials are then close to 1, and λ starts close to $\lambda_{init}$.
+# Training can move it either way, without a bound:
 
 # %%
-model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
-tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-texts = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")
-ids = [tokenizer([text.strip()], return_tensors="np")["input_ids"][0][:256] for text in texts]
-maps = [viz.attention_maps(model, list(map(int, row))) for row in ids]
-lambdas = maps[0].lambdas
-print("λ_init", [round(layers.lambda_init(layer), 2) for layer in range(6)])
-print("λ     ", [round(float(x), 2) for x in lambdas])
+lambdas, lambda_init = seen.lambdas, 0.8 - 0.6 * np.exp(-0.3 * np.arange(6))
+print("λ_init", lambda_init.round(2))
+print("λ     ", lambdas.round(2))
 sketches.strengths_by_layer(lambdas)
 
 # %% [markdown]
@@ -162,116 +212,131 @@ sketches.strengths_by_layer(lambdas)
 #
 # ## Do the two maps share their noise?
 #
-# We measure on the openings of eight tales that the model has never seen: for each query, the correlation over the keys
-# of the scores of $A_1$ and $A_2$, and the mean over queries. Each dot is one pair. For comparison, diamonds show maps
-# that do *not* belong together: $A_1$ of one pair and $A_2$ of another.
+# We measure ρ on the openings of eight tales that the model has never seen. The logarithm of a softmax is its scores up
+# to a constant, which a correlation ignores:
+
 
 # %%
+texts = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+tales = tokenizer([text.strip() for text in texts])["input_ids"]
+maps = [viz.attention_maps(model, tale[:256]) for tale in tales]
+
+
+def rho(a, b):
+    """The correlation of the scores of two maps, a mean over the queries from 32 on."""
+    rows = ((np.log(a[t, : t + 1]), np.log(b[t, : t + 1])) for t in range(32, len(a)))
+    return np.mean([np.corrcoef(one, two)[0, 1] for one, two in rows])
+
+
+def rho_of_pairs(m, layer):  # A₁ of each pair with A₂ of each pair: (3, 3)
+    return [[rho(a, b) for b in m.second[layer]] for a in m.first[layer]]
+
+
+by_pairs = np.array([[rho_of_pairs(m, layer) for layer in range(6)] for m in maps])
 same = np.eye(3, dtype=bool)
-by_pairs = np.array([[[sketches.score_correlation(m.first[:, i], m.second[:, j]) for j in range(3)] for i in range(3)]
-                     for m in maps])  # fmt: skip
-own, others = (by_pairs[:, chosen].mean(axis=1) for chosen in (same, ~same))  # (tale, layer)
-less = [retrieval_table.mean_and_interval(own[:, layer] - others[:, layer]) for layer in range(6)]
+in_pairs, across = by_pairs[..., same], by_pairs[..., ~same]  # (tale, layer, …)
+own, others = in_pairs.mean(axis=-1), across.mean(axis=-1)
+less = [retrieval_table.mean_and_interval(x) for x in (own - others).T]
 for layer, (mean, half) in enumerate(less):
-    print(f"layer {layer}: mean ρ in a pair {own[:, layer].mean():5.2f}   "
-          f"across pairs {others[:, layer].mean():5.2f}   difference {mean:+.3f} ± {half:.3f}")  # fmt: skip
-single, crossed = (by_pairs[:, chosen].mean(axis=0).T for chosen in (same, ~same))  # (layer, pair)
-print(f"the largest mean ρ of a layer is {own.mean(axis=0).max():.2f}, of a single pair {single.max():.2f}")
-sketches.correlation_dots(single, crossed)
+    what = "adds     " if lambdas[layer] < 0 else "subtracts"
+    print(f"layer {layer} {what} mean ρ {own[:, layer].mean():5.2f}, of different pairs "
+          f"{others[:, layer].mean():5.2f}: {mean:+.3f} ± {half:.3f}")  # fmt: skip
+print(f"largest mean ρ of a layer: {own.mean(axis=0).max():.2f}")
+sketches.correlation_dots(in_pairs.mean(axis=0), across.mean(axis=0), lambdas)
 
 # %% [markdown]
-# No layer's mean is above 0.40. In layers 0, 2, 3 and 4, the ones that subtract, partners are even *less* alike than
-# maps that do not belong together. (± is a 95 % confidence interval over the tales.)
-#
-# What does that mean for the weights? In the next picture each point is one query and one key: its weight in $A_1$ to
-# the right, in $A_2$ upward. On the left are our built maps. On the right is a pair of layer 4.
-
-# %%
-one, two = (getattr(maps[0], name)[4, 0, 32:] for name in ("first", "second"))
-visible = one > 0
-built = (first, second)
-trained = (one[visible][::23], two[visible][::23])
-print(f"{len(trained[0]):,} of {visible.sum():,} weights of the trained pair are drawn")
-sketches.scatter_maps({"built: shared noise": built, "trained: layer 4, pair 0": trained}, needle)
-
-# %% [markdown]
-# Shared noise would lie along the diagonal, as it does on the left. On the right, a weight in one map says much
-# less about the weight in the other.
+# No layer's mean is above 0.40. In the layers that subtract, partners are even a little *less* alike than maps that do
+# not belong together. ± is a 95 % confidence interval over the tales.
 #
 # ## Does the preferred token gain?
 #
-# For each query, take the token to which the leading map gives most. What share of Σ|weight| does it have before and
-# after the other map is subtracted? For comparison, we also compute what the same λ *would* do if the noise were
-# shared: if, without that token, both maps had the same proportions.
+# Is the row of "queen" typical? For each query, take the token that the leading map prefers. What share of Σ|weight|
+# does it have before and after the other map is subtracted? And what share *would* it have, by the formula above, if
+# the noise had the same shape in both maps?
+
 
 # %%
+def share_if_shared(p, q, strength):
+    token, noise = np.abs(p - strength * q), np.abs((1 - p) - strength * (1 - q))
+    return token / (token + noise)
+
+
 table = []
 for m in maps:
     leading, other, strength = sketches.leading_maps(m)  # swapped where λ > 1
-    after = leading - strength * other
-    alone, measured = sketches.shares_of_top(leading, after)
-    if_shared = sketches.share_if_shared(leading, other, strength)
-    kinds = (alone, if_shared, measured, measured < alone, if_shared < alone)
-    table.append([x.mean(axis=(1, 2)) for x in kinds])
+    top = leading.argmax(axis=-1)[..., None]
+    p, q = (np.take_along_axis(a, top, -1) for a in (leading, other))
+    after = np.abs(leading - strength * other)
+    after = np.take_along_axis(after, top, -1) / after.sum(axis=-1, keepdims=True)
+    shared = share_if_shared(p, q, strength)
+    table.append([x.mean(axis=(1, 2, 3)) for x in (p, shared, after, after < p, shared < p)])
 alone, if_shared, measured, falls, too_much = np.mean(table, axis=0)
-print("the share falls in", "   ".join(f"{x:.0%} (layer {i})" for i, x in enumerate(falls)), "of rows")
-print(f"layer 0: its λ is above the rule's limit in {100 * too_much[0]:.0f} % of rows")
-series = {"leading map alone": alone, "if noise were shared": if_shared, "measured": measured}
-shown = (0, 2, 3, 4)
-sketches.group_bars({name: {f"layer {i}": float(x[i]) for i in shown} for name, x in series.items()},
-                    "share of the preferred token, layers that subtract")  # fmt: skip
+rows_in = [f"layer {i}: {x:.0%}" for i, x in enumerate(falls)]
+print("rows in which the share falls:", ", ".join(rows_in))
+print(f"rows of layer 0 in which λ is above the rule's limit: {100 * too_much[0]:.0f} %")
+
+
+def subtracting(x):
+    return {f"layer {i}": float(x[i]) for i in (0, 2, 3, 4)}
+
+
+series = {
+    "leading map alone": subtracting(alone),
+    "if noise were shared": subtracting(if_shared),
+    "measured": subtracting(measured),
+}
+sketches.group_bars(series, "the preferred token's share of Σ|weight|")
 
 # %% [markdown]
-# **The share of Σ|weight| falls in every layer that subtracts, in more than nine rows of ten.** (It falls in layers 1
-# and 5 as well, but they add a map.) In layers 2, 3 and 4, λ is not to blame: with shared noise, the same λ would
-# *raise* the share. In layer 0, it is too large in 69 % of the rows. (The favorite need not be the token that matters,
-# which nobody knows here.)
+# **The share of Σ|weight| falls in every layer that subtracts, in more than nine rows of ten.** In layers 2, 3 and 4, λ
+# is not to blame: with shared noise, the same λ would *raise* the share. In layer 0, λ is too large in 69 % of the
+# rows. The preferred token stands in for the one that matters, which nobody knows here.
 #
-# Is the favorite diluted, then? The norm does not see weights. It sees their sum with the values, $o = \sum_j w_j v_j$.
-# Token $j$ makes up the part $(w_j v_j \cdot o) / (o \cdot o)$ of it; the parts of all tokens sum to 1.
+# And what part of the output does it make up?
+
 
 # %%
-traces = [oracle.trace(model, row[None]) for row in ids]  # every intermediate result of a run
-parts, rises, likeness = [], [], []
-
-
-def split(row, top, values):
-    """What the top token and all others add to the output: each (layer, pair, query, 2d)."""
-    favorite = np.take_along_axis(row, top, -1) * np.take_along_axis(values, top, -2)
-    return favorite, row @ values - favorite
+def rest(row, top, values):
+    """What a row adds up to without its preferred token."""
+    return np.where(np.arange(row.shape[-1]) == top, 0, row) @ values
 
 
 def cosine(a, b):
     return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
 
 
-for m, trace in zip(maps, traces, strict=True):
-    values = np.array([trace[f"model.layers.{layer}.self_attn.values"][0] for layer in range(6)])
+table, likeness = [], []
+for m, tale in zip(maps, tales, strict=True):
+    trace = oracle.trace(model, np.array([tale[:256]]))
+    values = [trace[f"model.layers.{layer}.self_attn.values"][0] for layer in range(6)]
+    values = np.array(values)  # (layer, pair, token, 2d)
     leading, other, strength = sketches.leading_maps(m)
     top = leading.argmax(axis=-1)[..., None]
-    shares_in_output = []
-    for row in (leading, leading - strength * other):
-        favorite, rest = split(row, top, values)
-        out = favorite + rest
-        shares_in_output.append((favorite * out).sum(axis=-1) / (out * out).sum(axis=-1))
-    parts.append([x.mean(axis=(1, 2)) for x in shares_in_output])
-    rises.append((shares_in_output[1] > shares_in_output[0]).mean(axis=(1, 2)))
-    average = np.tri(values.shape[2])[-leading.shape[2] :]
-    average = average / average.sum(axis=-1, keepdims=True) @ values  # of the values of all tokens so far
-    noises = [split(row, top, values)[1] for row in (leading, other)]
-    likeness.append([cosine(a, b).mean(axis=(1, 2)) for a, b in
-                     ((noises[0], noises[1]), (noises[0], average), (noises[1], average))])  # fmt: skip
-part_alone, part_after = np.mean(parts, axis=0)
-print("part of the output, alone:", part_alone.round(2), " after:", part_after.round(2))
-print("it rises in", "   ".join(f"{x:.0%} (layer {i})" for i, x in enumerate(np.mean(rises, axis=0))), "of rows")
-series = {"leading map alone": part_alone, "after the subtraction": part_after}
-sketches.group_bars({name: {f"layer {i}": float(x[i]) for i in shown} for name, x in series.items()},
-                    "the preferred token's part of the output")  # fmt: skip
+    before, after = (
+        np.take_along_axis(parts(row, values), top, -1)
+        for row in (leading, leading - strength * other)
+    )  # fmt: skip
+    table.append([x.mean(axis=(1, 2, 3)) for x in (before, after, after > before)])
+    visible = np.tri(values.shape[2])[-leading.shape[2] :]
+    average = visible / visible.sum(axis=-1, keepdims=True) @ values  # of all so far
+    one, two = (rest(row, top, values) for row in (leading, other))
+    sums = (one, two), (one, average), (two, average)
+    likeness.append([cosine(*x).mean(axis=(1, 2)) for x in sums])
+part_alone, part_after, rises = np.mean(table, axis=0)
+print("part of the output, leading map alone:", part_alone.round(2))
+print("part of the output, after subtraction:", part_after.round(2))
+rows_in = [f"layer {i}: {x:.0%}" for i, x in enumerate(rises)]
+print("rows in which it rises:", ", ".join(rows_in))
+series = {
+    "leading map alone": subtracting(part_alone),
+    "after the subtraction": subtracting(part_after),
+}
+sketches.group_bars(series, "the preferred token's part of the output")
 
 # %% [markdown]
-# **In layers 2, 3 and 4, the favorite's part of the output rises from about a half to about two thirds, in more than
-# eight rows of ten.** So subtraction does in this model what the paper wants, and Σ|weight| does not show it. (In layer
-# 0, where λ is 0.19, nothing changes.) How can that be, if the maps share so little?
+# **In layers 2, 3 and 4, the part rises from about a half to about two thirds, in more than eight rows out of ten.** So
+# "queen" is typical. In layer 0, where λ is 0.19, nothing changes. Layers 1 and 5 add, and there the part falls. How
+# can a subtraction work if the maps share so little?
 #
 # ## What did training find?
 #
@@ -279,107 +344,97 @@ sketches.group_bars({name: {f"layer {i}": float(x[i]) for i in shown} for name, 
 # one token, $n$ for an even row over $n$ tokens.
 
 # %%
-first_breadth, second_breadth = (
-    np.mean([sketches.breadth(getattr(m, name)) for m in maps], axis=0) for name in ("first", "second")
-)
-leading_sharp = (first_breadth < second_breadth) == (lambdas < 1)[:, None]
-other_breadth = np.where(lambdas[:, None] > 1, first_breadth, second_breadth)
-print(f"the leading map is the sharper one in {leading_sharp.sum()} of {leading_sharp.size} pairs")
-print(f"the other map spreads over {other_breadth.min():.0f} to {other_breadth.max():.0f} tokens, "
-      f"an even one over {np.arange(33, 257).mean():.0f}")  # fmt: skip
-sketches.breadths(np.stack([first_breadth, second_breadth]), lambdas)
+spread_1 = np.mean([sketches.breadth(m.first) for m in maps], axis=0)  # (layer, pair)
+spread_2 = np.mean([sketches.breadth(m.second) for m in maps], axis=0)
+leading_sharp = (spread_1 < spread_2) == (lambdas < 1)[:, None]
+other_spread = np.where(lambdas[:, None] > 1, spread_1, spread_2)
+print(f"the leading map is sharper in {leading_sharp.sum()} of {leading_sharp.size} pairs")
+print(f"tokens that the other map spreads over: {other_spread.min():.0f} to "
+      f"{other_spread.max():.0f} tokens; an even one: {np.arange(33, 257).mean():.0f}")  # fmt: skip
+sketches.breadths(np.stack([spread_1, spread_2]), lambdas)
 
 # %% [markdown]
 # **The leading map is the sharper one in 17 of 18 pairs.** The other spreads over some 20 to 90 tokens. It is no copy
 # of the leading map's noise. But a sum over many tokens is nearly the same whichever tokens they are: the average of
-# their values. We compare the directions of three vectors: what the leading map adds up to without its favorite, what
-# the other map does, and the average of the values of all tokens so far.
+# their values. We compare the directions of three sums: the leading map's without its preferred token, the other map's
+# without that token, and the average of the values of all tokens so far.
 
 # %%
 alike = np.mean(likeness, axis=0)
-for name, cosines in zip(("noise of both maps", "noise of the leading map, average", "noise of the other, average"),
-                         alike, strict=True):  # fmt: skip
-    print(f"cosine, by layer: {name:34}", cosines.round(2))
+names = "noise of both maps", "leading map's noise, average", "other map's noise, average"
+print("cosine, by layer")
+for name, cosines in zip(names, alike, strict=True):
+    print(f"{name:30}", cosines.round(2))
 
 # %% [markdown]
-# **In layers 1 to 4, the noise of both maps points in nearly the same direction as the average.** That is the
-# noise that the two maps share: not token by token, but in what they hand over. Subtraction removes it, and the
-# favorite stands out.
+# **In layers 1 to 4, the noise of both maps points in nearly the same direction as the average.** That is the noise
+# that the two maps share: not token by token, but in what they hand over. A broad map can take it away
+# without knowing which tokens are noise.
 #
-# Does this help the model? We remove second maps and measure the loss on the eight tales.
+# ## Does the model need it?
+#
+# We remove one map from layers of the trained model and measure the loss on the eight tales.
 
 
 # %%
 def text_losses(changed):
     """The loss of each tale, where some layers get another λ."""
     with sketches.strengths(model, changed):
-        return np.array([float(model(row[None], labels=row[None]).loss) for row in ids])
+        rows = [np.array([tale[:256]]) for tale in tales]
+        return np.array([float(model(row, labels=row).loss) for row in rows])
 
 
-as_it_is, removed = text_losses({}), {}
-leading_alone = {layer: 1e6 if lambdas[layer] > 1 else 0 for layer in range(6)}  # 10⁶ leaves A₂ alone
-print(f"as it is: loss {as_it_is.mean():.3f} nats per token; without the second map of")
-for layers_without in ((0,), (2,), (3,), (4,), (0, 2, 3, 4), (1,), (5,), (1, 5)):
-    extra = text_losses({layer: leading_alone[layer] for layer in layers_without}) - as_it_is
-    mean, half = removed[layers_without] = retrieval_table.mean_and_interval(extra)
-    what = "subtracts" if lambdas[layers_without[0]] > 0 else "adds"
-    print(f"  layers {layers_without!s:13} which {what:9}: {mean:+.3f} ± {half:.3f}")
-wrong_map, no_second = (
-    retrieval_table.mean_and_interval(text_losses(dict.fromkeys(chosen, 0)) - as_it_is) for chosen in ((3,), range(6))
-)
-print(f"λ = 0 in layer 3, which removes the leading map: {wrong_map[0]:+.3f} ± {wrong_map[1]:.3f}")
-print(f"λ = 0 in every layer: {no_second[0]:+.3f} ± {no_second[1]:.3f}")
+as_it_is, costs = text_losses({}), {}
+print(f"loss as it is: {as_it_is.mean():.3f} nats per token; it rises, if we remove")
+only_2 = 1e6  # a λ that leaves A₂ alone
+for name, changed in {
+    "subtracted A₂ of layer 0": {0: 0},
+    "subtracted A₂ of layer 2": {2: 0},
+    "subtracted A₁ of layer 3": {3: only_2},
+    "subtracted A₂ of layer 4": {4: 0},
+    "subtracted maps of all four": {0: 0, 2: 0, 3: only_2, 4: 0},
+    "added A₂ of layer 1": {1: 0},
+    "added A₂ of layer 5": {5: 0},
+    "added maps of both": {1: 0, 5: 0},
+    "leading A₂ of layer 3": {3: 0},
+    "A₂ of every layer": dict.fromkeys(range(6), 0),
+}.items():
+    extra = text_losses(changed) - as_it_is
+    mean, half = costs[name] = retrieval_table.mean_and_interval(extra)
+    print(f"  the {name:28} by {mean:+.3f} ± {half:.3f}")
 
 # %% [markdown]
-# For a single subtraction each interval contains 0, so a change of 0.02 could hide in it. All four together cost 0.059
-# ± 0.042, and the two additions cost 0.057 ± 0.019. So second maps carry something, but little. Setting every λ to 0
-# does far more harm, and most of it, 0.353 ± 0.059, comes from layer 3, where it removes the map that leads. Keep in
-# mind that this model was *trained* with its second maps; chapter 05 compares it with one trained without.
+# For a single subtracted map each interval contains 0, so a change of 0.02 could hide in it. All four together cost
+# 0.059 ± 0.042, and the two added maps 0.057 ± 0.019. That is little. Without the map that leads layer 3, the loss
+# rises by 0.353 ± 0.059. But this model was *trained* with all of them. Chapter 05 compares it with models that were
+# trained without second maps.
 #
-# ## The norm and the factor
-#
-# Each pair ends with
+# ## What follows the difference
 #
 # $$\mathrm{head}_i = (1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
 #
-# *Why the norm?* The paper says that differential heads differ more in size than softmax heads. In our model they do in
-# four layers of six (counted below). *Why the factor?* In a new model the weights of both maps are nearly even, so the
-# difference is about $1-\lambda$ times one map. The norm enlarges it to size 1, and its gradients by as much: more in
-# deep layers, where $\lambda_{init}$ is larger. The factor $1-\lambda_{init}$ undoes this growth with depth:
+# The norm gives every pair the same size, and the factor undoes a growth of gradients with depth. Neither brings back
+# the size that one map's own output has. In a new model, gradients of $W_Q$ are about 15 times a plain head's:
 
 # %%
-spreads = np.zeros((6, 2, len(ids)))  # layer; one map or both; tale
-for number, trace in enumerate(traces):
-    for layer in range(6):
-        names = ("attn2" if lambdas[layer] > 1 else "attn1", "diff")
-        prefix = f"model.layers.{layer}.self_attn."
-        spreads[layer, :, number] = [sketches.size_spreads(trace[prefix + name][0])[0] for name in names]
-grows = (spreads[:, 1] > spreads[:, 0]).sum(axis=-1)
-print("tales (of 8) in which heads differ more in size with both maps, by layer:", grows)
-depths = (0, 3, 11, 27)
-sizes = np.array([np.mean([sketches.gradient_sizes(depth, seed) for seed in range(5)], axis=0) for depth in depths])
-for depth, (bare, norm, both) in zip(depths, sizes, strict=True):
-    print(
-        f"gradient of W_Q in layer {depth:2}: bare {bare:4.2f}, with norm {norm:5.1f}, with norm and factor {both:4.1f}"
-    )
-lines = dict(zip(("A₁ − λA₂ alone", "with norm", "with norm and factor"), sizes.T, strict=True))
-sketches.curves(depths, lines, "layer", "gradient of W_Q, plain head = 1", yscale="log", xticks=depths,
-                yticks=(1, 2, 5, 10, 20, 50), yticklabels=(1, 2, 5, 10, 20, 50))  # fmt: skip
+for depth in (0, 3, 11, 27):
+    sizes = [sketches.gradient_sizes(depth, seed) for seed in range(5)]
+    bare, norm, both = np.mean(sizes, axis=0)
+    print(f"layer {depth:2}: bare {bare:.2f}, with norm {norm:.1f}, with both {both:.1f}")
 
 # %% [markdown]
-# With the norm alone, the gradient grows about fourfold from layer 0 to layer 27. With the factor it is nearly level,
-# but still about 15 times a plain head's, because one map's own output, an average of many values, is small, and the
-# factor does not undo that. (The paper's appendix G says that the gradients are the same "up to constant factors".)
-#
 # ## See for yourself
 #
-# All maps of the bundled model on two sentences: choose a layer and a pair, and move over the tokens. (GitHub does not
-# run scripts and shows nothing here. `refdiff attention "your text" -o page.html` writes the page as a file.)
+# Here is one pair on another sentence. Below it are all maps of the model, where pages may run scripts: choose a layer
+# and a pair, and move over the tokens. `refdiff attention "your text" -o page.html` makes such a page of your text.
 
 # %%
-sentence = "There was once a king who had three sons. The eldest son was very proud, and the youngest"
+sentence = "There was once a king who had three sons. The eldest was proud, and the youngest"
 seen = viz.attention_maps(model, sentence)
 layer, pair = seen.most_cancelling()
+sketches.on_card(viz.plot_attention(seen, layer, pair))
+
+# %%
 viz.explore(model, sentence, layer=layer, pair=pair)
 
 # %% [markdown]
@@ -393,31 +448,32 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # <summary>What the tests check</summary>
 #
 # ```python
+# assert [round(float(100 * x)) for x in (*row_shares, *row_parts)] == [44, 37, 53, 81]
 # noisy, found = shares.values()
 # assert noisy.max() > 2 * noisy[0]
 # assert found.max() < found[0] + 0.1
-# for (best, last), share in zip(rules.values(), shares.values(), strict=True):
-#     assert abs(best - lambdas_tried[share.argmax()]) < 0.03
-#     assert abs(last - lambdas_tried[share > share[0]].max()) < 0.01
+# for (best, last), curve in zip(rules.values(), shares.values(), strict=True):
+#     assert abs(best - lambdas_tried[curve.argmax()]) < 0.03
+#     assert abs(last - lambdas_tried[curve > curve[0]].max()) < 0.01
 # assert first[needle] > (first - 0.75 * second)[needle]
-# assert (grows >= 7).tolist() == [True, False, True, False, True, True]
 # assert own.mean(axis=0).max() < 0.405
 # assert own.mean(axis=0)[1:].min() > 0.235
-# assert all(less[layer][0] < -less[layer][1] for layer in (0, 2, 3, 4))
+# assert all(less[i][0] < -less[i][1] for i in (0, 2, 3, 4))
 # assert falls.min() > 0.9
 # assert (if_shared[2:5] > alone[2:5] + 0.1).all()
+# assert if_shared[0] < alone[0]
 # assert (0.45 < part_alone[2:5]).all() and (part_alone[2:5] < 0.55).all()
 # assert (0.6 < part_after[2:5]).all() and (part_after[2:5] < 0.75).all()
-# assert np.mean(rises, axis=0)[2:5].min() > 0.8
+# assert rises[2:5].min() > 0.8
+# assert (part_after[[1, 5]] < part_alone[[1, 5]]).all()
 # assert alike[:, 1:5].min() > 0.7
-# assert if_shared[0] < alone[0]
 # assert np.argwhere(~leading_sharp).tolist() == [[3, 2]]
-# assert all(abs(removed[layer,][0]) < removed[layer,][1] for layer in (0, 2, 3, 4))
-# assert 0.7 < wrong_map[0] / no_second[0] < 0.8
-# assert all(removed[changed][0] > removed[changed][1] for changed in ((0, 2, 3, 4), (1,), (5,)))
-# assert sizes[-1, 1] > 3.5 * sizes[0, 1]
-# assert (sizes[:, 2] > 14).all()
-# assert np.ptp(sizes[:, 2]) < 0.15 * sizes[0, 2]
+# single = [mean_half for name, mean_half in costs.items() if name.startswith("subtracted A")]
+# assert len(single) == 4
+# assert all(abs(mean) < half for mean, half in single)
+# several = ("subtracted maps of all four", "added A₂ of layer 1", "added A₂ of layer 5")
+# assert all(costs[name][0] > costs[name][1] for name in several)
+# assert 14 < both < 16
 # ```
 #
 # </details>

@@ -40,6 +40,8 @@ from refdiff.viz.appearance import (
 
 INK, CARD, HIDDEN = "#333333", "#ffffff", "#99999955"
 """What is written, what it is written on, and a cell of a map that the causal mask hides."""
+ADDS = "#999999"
+"""What belongs to a layer that adds its maps."""
 
 
 def in_ink(figure: Any, ink: str) -> None:
@@ -293,13 +295,6 @@ def _frame(x: float, y: float, width: float, height: float, colour: str = INK) -
     return Rectangle((x, y), width, height, facecolor="none", edgecolor=colour, linewidth=0.8, linestyle="--")
 
 
-def shares_of_top(first: Any, after: Any) -> tuple[Any, Any]:
-    """The token that each row of `first` weights most: its share of the row's Σ|weight|, there and in `after`."""
-    top = first.argmax(axis=-1)[..., None]
-    first, after = (np.abs(a) for a in (first, after))
-    return tuple(np.take_along_axis(a, top, -1)[..., 0] / a.sum(axis=-1) for a in (first, after))
-
-
 def leading_maps(maps: Any, start: int = 32) -> tuple[Any, Any, Any]:
     """The map with the larger factor, the other, and how much of the other is subtracted, for queries from `start` on.
 
@@ -310,28 +305,6 @@ def leading_maps(maps: Any, start: int = 32) -> tuple[Any, Any, Any]:
     exchanged = strengths > 1
     leading, other = np.where(exchanged, second, first), np.where(exchanged, first, second)
     return leading, other, np.where(exchanged, 1 / np.where(exchanged, strengths, 1), strengths)
-
-
-def share_if_shared(leading: Any, other: Any, strength: Any) -> Any:
-    """The share that each row's top token would have if the rest of the other map had the leading one's shape."""
-    top = leading.argmax(axis=-1)[..., None]
-    p, q = (np.take_along_axis(a, top, -1)[..., 0] for a in (leading, other))
-    needle, rest = np.abs(p - strength[..., 0] * q), np.abs(1 - p - strength[..., 0] * (1 - q))
-    return needle / (needle + rest)
-
-
-def score_correlation(a: Any, b: Any, start: int = 32, needles: Any = None) -> Any:
-    """Mean over the queries from `start` on of the correlation of two maps' scores.
-
-    The logarithm of a softmax is its scores up to a constant, which a correlation ignores. The top key of each row of
-    the map `needles` is left out, if there is one.
-    """
-    seen = np.tri(a.shape[-1], dtype=bool)[start:]
-    if needles is not None:
-        seen = seen & (np.arange(a.shape[-1]) != needles[..., start:, :].argmax(axis=-1)[..., None])
-    x, y = (np.log(np.where(seen, m[..., start:, :], 1)) for m in (a, b))
-    x, y = (np.where(seen, z - z.sum(axis=-1, keepdims=True) / seen.sum(axis=-1, keepdims=True), 0) for z in (x, y))
-    return ((x * y).sum(axis=-1) / np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))).mean(axis=-1)
 
 
 def breadth(a: Any, start: int = 32) -> Any:
@@ -727,14 +700,15 @@ def strengths_by_layer(lambdas: Any) -> Any:
     axes = new_axes(None, 5.6, 3.5)
     axes.axhspan(0, 1, color=HIDDEN, linewidth=0)
     starts = [layers.lambda_init(layer) for layer in range(len(lambdas))]
-    for layer, (start, end) in enumerate(zip(starts, lambdas, strict=True)):
-        if abs(end - start) > 0.1:
-            _arrow(axes, (layer, start), (layer, end - 0.06 * np.sign(end - start)), BLUE)
     axes.plot(starts, "_", color=INK, markersize=16, label="λ_init, near which it began")
-    axes.plot(lambdas, "o", color=BLUE, label="λ after training")
-    for layer, end in enumerate(lambdas):
-        axes.annotate(_signed(end), (layer, end), (11, -3), textcoords="offset points", fontsize=9)
-    for y, text in ((1.07, "above 1: A₂ leads"), (0.5, "A₂ is subtracted"), (-0.13, "below 0: A₂ is added")):
+    for layer, (start, end) in enumerate(zip(starts, lambdas, strict=True)):
+        colour = ADDS if end < 0 else BLUE
+        if abs(end - start) > 0.1:
+            _arrow(axes, (layer, start), (layer, end - 0.06 * np.sign(end - start)), colour)
+        axes.plot([layer], [end], "o", color=colour, label="λ after training" if layer == 0 else None)
+        text = _signed(end) + "\nadds" * bool(end < 0)
+        axes.annotate(text, (layer, end), (9, -3), textcoords="offset points", fontsize=9)
+    for y, text in ((1.15, "above 1: A₂ leads"), (0.5, "A₂ is subtracted"), (-0.4, "below 0: A₂ is added")):
         axes.text(5.75, y, text, fontsize=9, va="center")
     axes.set(xlim=(-0.4, 8.2), ylim=(-1, 1.8), xlabel="layer", ylabel="λ", xticks=range(len(lambdas)))
     legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
@@ -757,40 +731,33 @@ def breadths(spread: Any, lambdas: Any, *, narrow: bool = False) -> Any:
     for y, colour, marker, label in ((first, BLUE, "o", "A₁"), (second, ORANGE, "D", "A₂")):
         axes.plot(at, y, marker, color=colour, label=label, markersize=5)
     names = [f"layer {i}\nλ = {_signed(x)}" if not narrow else f"{i}\n{_signed(x)}" for i, x in enumerate(lambdas)]
+    names = [name + "\nadds" * bool(x < 0) for name, x in zip(names, lambdas, strict=True)]
+    for layer in np.flatnonzero(np.asarray(lambdas) < 0):
+        axes.axvspan(at[layer * pairs] - 0.7, at[(layer + 1) * pairs - 1] + 0.7, color=HIDDEN, linewidth=0)
     axes.set_xticks(at.reshape(-1, pairs).mean(axis=1), labels=names, fontsize=9)
     axes.set(ylabel="tokens a row spreads over", ylim=(0, None), xlabel="layer and its λ" if narrow else "")
     legend(axes, loc="upper center", ncols=2)
     return on_card(axes.figure)
 
 
-def correlation_dots(own: Any, across: Any) -> Any:
+def correlation_dots(own: Any, across: Any, lambdas: Any) -> Any:
     """Correlations of scores as dots by layer: of the maps of a pair (layers, pairs), and of different pairs."""
     axes = new_axes(None, 5.4, 3.3)
     for shift, values, colour, marker, label in (
-        (-0.13, own, BLUE, "o", "A₁ and A₂ of a pair"), (0.13, across, INK, "D", "of different pairs"),
+        (-0.13, own, BLUE, "o", "A₁ and A₂ of a pair"), (0.13, across, ADDS, "D", "of different pairs"),
     ):  # fmt: skip
         x = np.repeat(np.arange(len(values)), values.shape[1]) + shift
         axes.plot(x, values.ravel(), marker, color=colour, markersize=6, alpha=0.75, label=label, linestyle="")
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.axhline(1, color=INK, linewidth=0.9, linestyle=":")
     axes.annotate("the same noise", (0, 1), (0, -11), textcoords="offset points", fontsize=9)
-    axes.set(xlabel="layer", ylabel="correlation ρ of scores", ylim=(-0.4, 1.08), xticks=range(len(own)))
+    names = [f"layer {i}" + "\nadds" * bool(x < 0) for i, x in enumerate(lambdas)]
+    axes.set(ylabel="correlation ρ of scores", ylim=(-0.4, 1.08))
+    axes.set_xticks(range(len(own)), labels=names, fontsize=9)
+    for layer in np.flatnonzero(np.asarray(lambdas) < 0):
+        axes.axvspan(layer - 0.4, layer + 0.4, color=HIDDEN, linewidth=0)
     legend(axes, loc="upper right", bbox_to_anchor=(1, 0.93))
     return on_card(axes.figure)
-
-
-def scatter_maps(panels: Mapping[str, tuple[Any, Any]], needle: int) -> Any:
-    """Weights in A₁ (across) and in A₂ (up) on logarithmic scales; in the first panel the needle is orange."""
-    figure = new_figure(5.4, 2.9)
-    grid = figure.subplots(1, len(panels), sharey=True, sharex=True)
-    for number, (axes, (title, (first, second))) in enumerate(zip(grid, panels.items(), strict=True)):
-        colours = [ORANGE if number == 0 and i == needle else BLUE for i in range(len(first))]
-        style_axes(axes).scatter(first, second, s=9, color=colours, alpha=0.55, linewidth=0)
-        axes.plot([1e-6, 1], [1e-6, 1], color=INK, linewidth=0.7, linestyle=":")
-        axes.set(xscale="log", yscale="log", xlim=(1e-6, 1.5), ylim=(1e-6, 1.5), xlabel="weight in A₁", aspect="equal")
-        axes.set_title(title, fontsize=9)
-    grid[0].set_ylabel("weight in A₂")
-    return on_card(figure)
 
 
 def group_bars(series: Mapping[str, Mapping[str, float]], title: str) -> Any:
