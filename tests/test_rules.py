@@ -227,8 +227,8 @@ NUMBERS = {
     *(("diagnosis/evidence.py", x) for x in (1e6, 1e9, 1e300)), ("diagnosis/search.py", 1e8),  # in place of ∞
     *(("diagnosis/evidence.py", x) for x in (1e-300, 1e-150)), ("diagnosis/diagnose.py", 1e-300),  # in place of 0
     ("diagnosis/search.py", 1e-150),  # the same
-    ("diagnosis/search.py", 1e-3), ("diagnosis/ranking.py", 1e-3),  # of a grid's ends, and of printed digits
-    ("diagnosis/search.py", 0.5),  # of counting what was fitted, and the least residual
+    ("diagnosis/ranking.py", 1e-3),  # of a grid's ends, and of printed digits
+    ("diagnosis/ranking.py", 0.5), ("diagnosis/search.py", 0.5),  # of counting what was fitted, and the least residual
 }  # fmt: skip
 
 

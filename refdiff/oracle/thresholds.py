@@ -37,6 +37,7 @@ class FitLimits:
     rotary_shares: tuple[float, ...] = (1 / 4, 1 / 3, 1 / 2, 3 / 4)  # GPT-NeoX, MLA, GLM, Phi-4-mini
     lambda_range: tuple[float, float] = (-2.0, 3.0)  # models have 0 to 1; a missing sign or scale, twice that
     lambda_factors: tuple[float, float] = (0.02, 50.0)  # the same for a factor of λ
+    fine_reach: float = 1 / 8  # of the grid's step: a golden section on the coarse sample ends within 1/80 of it
     distinct_layers: int = 40  # deeper ones have the same λ_init up to 4e-6
     zero_factor: float = 1e-3  # heads whose factors differ by less than `same_factor` of this are nearly zero
 
@@ -152,11 +153,10 @@ class Thresholds:
     local_share: float = 0.5  # of rows or columns: an error in more is everywhere, in the verdict too
     place_contrast: float = 2.0  # times the worst row elsewhere: an error everywhere leaves no such gap
     max_places: int = 12  # chance marks as many stretches of rows
-    max_boxes: int = 3  # of 432 outputs with random places 219 are described; 416 with 6, in far longer lines
+    max_runs: int = 3  # of indices, which a line of text holds
     max_listed: int = 4  # indices without a pattern, which a line of text holds
     filled_share: float = 0.75  # of a box: a row of garbage may be right by chance
     min_block: int = 4  # rows, columns or steps: fewer may be chance
-    max_reordered: int = 16  # rows: a tile of a tensor core
 
 
 THRESHOLDS = Thresholds()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,8 @@ from refdiff.oracle.budget.statistics import (
     row_floor,
     safe_ratio,
 )
-from refdiff.oracle.diagnosis.hypotheses import Hypothesis
+from refdiff.oracle.diagnosis.hypotheses import Edits
+from refdiff.oracle.diagnosis.ranking import Finding
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.inputs.validation import as_float64
@@ -31,30 +32,11 @@ from refdiff.oracle.thresholds import THRESHOLDS, RowLimits
 from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
 
-Edits = tuple[tuple[Hypothesis, float], ...]
-"""Hypotheses, each with the coordinate of its number."""
 WRONG_LIMITS = THRESHOLDS.wrong_limits
 ORDERS = (DRAWS[0], MEMBERS[1], *(o for o in (*DRAWS, *MEMBERS[:3]) if o not in (DRAWS[0], MEMBERS[1])))
 """The orders of a hypothesis' own budget. The first two suffice to reject most: random errors, and one in λ."""
 SCREENING = 2
 AXES = {1: "row", 2: "b t", 3: "b h t"}
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a hypothesis reproduces the tensors of one case or of all.
-
-    residual: root mean square over rows of the error in E_row, of the worst tensor.
-    share: the share of the squared error that it explains, on average over the wrong tensors.
-    each: the residual of each tensor; ∞ where NaN are in other places.
-    """
-
-    residual: float
-    share: float
-    each: Mapping[str, float]
-
-
-NOTHING = Score(math.inf, 0.0, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +54,17 @@ class Judged:
     rows: Tensors
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The tensors of a wrong kernel at some queries, None for all: actual, expected, E_row; and a correct kernel."""
+
+    queries: Numpy | None
+    actual: Tensors
+    expected: Tensors
+    errors: Tensors
+    start: Kernel
+
+
 class Case:
     """The tensors of one wrong kernel, with the truth and E_row of each: its output, or its gradients.
 
@@ -81,22 +74,19 @@ class Case:
     def __init__(self, budget: Budget, actual: Tensors, dout: Numpy | None = None) -> None:
         self.budget, self.recipe, self.dout = budget, budget.recipe, dout
         self.start = Kernel(budget.spec, as_float64(budget.spec, budget.inputs))
+        self.kind = kind_of(self.start.inputs)
         self.actual: Tensors = {}
         self.expected: Tensors = {}
         self.errors: Tensors = {}
         for name, y in actual.items():
             self._add(name, np.atleast_1d(y))
-        verdicts = budget.judge(actual).tensors
-        self.wrong = [name for name, v in verdicts.items() if v.status == FAIL]
+        self.wrong = [name for name, v in budget.judge(actual).tensors.items() if v.status == FAIL]
         self.limits: RowLimits = WRONG_LIMITS
-        self.coarse: Numpy | None = None
-        self.fine: Numpy | None = None
-        self._views: dict[bytes, tuple[Tensors, Tensors, Tensors]] = {}
-        self._kernels: dict[bytes, Kernel] = {}
-        self._take_sample()
+        self.coarse = self.fine = self.whole = Sample(None, self.actual, self.expected, self.errors, self.start)
+        self._take_samples()
         self.right = self.judge(())
         if self.right is not None and self.right.fits:  # only statistics of the whole tensor fail: keep their limits
-            self.coarse = self.fine = None
+            self.coarse = self.fine = self.whole
             self.right = self.judge(())
             self.limits = replace(WRONG_LIMITS, slope=LIMITS.slope, factor=LIMITS.factor)
 
@@ -111,16 +101,21 @@ class Case:
         self.actual[name], self.expected[name], self.errors[name] = y, f, E
 
     @property
+    def is_sampled(self) -> bool:
+        """Whether a sample of the queries is compared."""
+        return self.fine is not self.whole
+
+    @property
     def wrong_rows(self) -> Numpy:
         """The mask of the rows of the output that fail on their own, (B, h, T)."""
         off = np.nan_to_num(root_mean_square(self.actual["out"] - self.expected["out"]), nan=np.inf)
         found: Numpy = off > LIMITS.row * self.errors["out"]
         return found
 
-    def _take_sample(self) -> None:
+    def _take_samples(self) -> None:
         """Choose queries of a large case: the worst of them, those spread over all, the first and the last."""
         inputs, spec = self.start.inputs, self.start.spec
-        if kind_of(inputs) != "dense" or "out" not in self.actual:
+        if self.kind != "dense" or "out" not in self.actual:
             return
         B, _, T, _ = inputs["q"].shape
         cost = B * spec.heads * T * inputs["k"].shape[2] * (spec.head_dim + spec.out_dim)
@@ -130,65 +125,57 @@ class Case:
         off = root_mean_square(np.nan_to_num(self.actual["out"] - self.expected["out"], nan=1e300, posinf=1e300))
         ratio = np.max(safe_ratio(off, self.errors["out"]), axis=(0, 1))
         worst, spread = np.argsort(-ratio), np.linspace(0, T - 1, n // 2).astype(int)
-        self.fine = np.unique([*worst[: n // 2], *spread, *range(n // 8), *range(T - n // 8, T)])
-        self.coarse = np.unique([*worst[: n // 12], *spread[:: n // 12], T - 1])
+        self.fine = self._sample(np.unique([*worst[: n // 2], *spread, *range(n // 8), *range(T - n // 8, T)]))
+        self.coarse = self._sample(np.unique([*worst[: n // 12], *spread[:: n // 12], T - 1]))
 
-    def view(self, rows: Numpy | None) -> tuple[Tensors, Tensors, Tensors]:
-        """Return actual tensors, expected ones and E_row at some queries."""
-        if rows is None:
-            return self.actual, self.expected, self.errors
-        key = rows.tobytes()
-        if key not in self._views:
-            some = (
-                {n: x[:, :, rows] for n, x in tensors.items()} for tensors in (self.actual, self.expected, self.errors)
-            )
-            self._views[key] = tuple(some)  # type: ignore[assignment]
-        return self._views[key]
+    def _sample(self, queries: Numpy) -> Sample:
+        actual, expected, errors = (
+            {n: x[:, :, queries] for n, x in of.items()} for of in (self.actual, self.expected, self.errors)
+        )
+        return Sample(queries, actual, expected, errors, select_rows(self.start, queries))
 
-    def _selected(self, rows: Numpy) -> Kernel:
-        """Return the kernel without hypotheses for some queries; the same one each time."""
-        key = rows.tobytes()
-        if key not in self._kernels:
-            self._kernels[key] = select_rows(self.start, rows)
-        return self._kernels[key]
-
-    def kernel(self, edits: Edits, rows: Numpy | None) -> Kernel | None:
-        """Return the kernel with some hypotheses, for some queries."""
+    def kernel(self, edits: Edits, sample: Sample) -> Kernel | None:
+        """Return the kernel with some hypotheses, for the queries of a sample."""
         kernel: Kernel | None = self.start
         for h, value in (edit for edit in edits if not edit[0].on_sample):
             kernel = None if kernel is None else h.edit(kernel, value)
-        if kernel is not None and rows is not None:
+        if kernel is not None and sample.queries is not None:
             if kernel.spec is self.start.spec and kernel.inputs is self.start.inputs:
-                some = self._selected(rows)
-                kernel = replace(kernel, spec=some.spec, inputs=some.inputs, queries=rows)
+                some = sample.start
+                kernel = replace(kernel, spec=some.spec, inputs=some.inputs, queries=sample.queries)
             else:
-                kernel = select_rows(kernel, rows)
+                kernel = select_rows(kernel, sample.queries)
         for h, value in (edit for edit in edits if edit[0].on_sample):
             kernel = None if kernel is None else h.edit(kernel, value)
         return kernel
 
-    def tensors(self, edits: Edits, rows: Numpy | None, order: Order | None = None) -> Tensors | None:
-        """Compute the tensors under some hypotheses, at some queries."""
+    def tensors(self, edits: Edits, sample: Sample, order: Order | None = None) -> Tensors | None:
+        """Compute the tensors under some hypotheses, at the queries of a sample."""
         by_row = all(h.by_row for h, _ in edits)
         try:
-            kernel = self.kernel(edits, rows if by_row else None)
+            kernel = self.kernel(edits, sample if by_row else self.whole)
         except (ValueError, IndexError):
             return None
         found = compute(kernel, self.actual, dout=self.dout, recipe=self.recipe, order=order)
-        if found is None or rows is None or by_row:
+        if found is None or sample.queries is None or by_row:
             return found
         T = self.start.inputs["q"].shape[2]
-        return {n: x[:, :, rows] if x.ndim == 4 and x.shape[2] == T else np.empty(0) for n, x in found.items()}
+        return {
+            n: x[:, :, sample.queries] if x.ndim == 4 and x.shape[2] == T else np.empty(0) for n, x in found.items()
+        }
 
-    def score(self, found: Tensors | None, rows: Numpy | None) -> Score:
-        """Compare the tensors with those under a hypothesis."""
-        if found is None:
-            return NOTHING
-        each, shares, (actual, expected, errors) = {}, [], self.view(rows)
-        for name, y in actual.items():
-            f, E, g = expected[name], errors[name], found.get(name)
+    def score(self, edits: Edits, sample: Sample) -> Finding:
+        """Compare the tensors with those under some hypotheses: no order is run."""
+        return self.compare(edits, self.tensors(edits, sample), sample)
+
+    def compare(self, edits: Edits, found: Tensors | None, sample: Sample) -> Finding:
+        """Compare the tensors with those that were computed under some hypotheses."""
+        each: dict[str, float] = {}
+        shares: list[float] = []
+        for name, y in sample.actual.items():
+            f, E, g = sample.expected[name], sample.errors[name], (found or {}).get(name)
             if g is None or g.shape != y.shape:
-                return NOTHING
+                return Finding(edits)
             finite = np.isfinite(y)
             known = finite & np.isfinite(g) & np.isfinite(f)
             same = np.array_equal(finite, rounds_to_finite(g, self.recipe.storage))
@@ -200,7 +187,8 @@ class Case:
             before, floor = float(np.sum((y - f) ** 2)), float(np.sum(E**2)) * y.shape[-1]
             if before > floor or name in self.wrong:
                 shares.append(1 - min(float(np.sum(off * off)) / max(before, floor, 1e-300), 2.0))
-        return Score(max(each.values(), default=math.inf), float(np.mean(shares)) if shares else 0.0, each)
+        explains = max(0.0, float(np.mean(shares))) if shares else 0.0
+        return Finding(edits, max(each.values(), default=math.inf), explains, each)
 
     def _row_error(self, f: Numpy, g: Numpy, E: Numpy) -> Numpy:
         """Return E_row scaled to the size of the wrong row: no order is run."""
@@ -215,20 +203,20 @@ class Case:
 
     def judge(self, edits: Edits) -> Judged | None:
         """Judge the tensors by the budget of kernels with these hypotheses; None if there are no such tensors."""
-        exact = self.tensors(edits, self.fine)
-        actual, _, errors = self.view(self.fine)
-        if exact is None or any(name not in exact or exact[name].shape != y.shape for name, y in actual.items()):
+        sample = self.fine
+        exact = self.tensors(edits, sample)
+        if exact is None or any(n not in exact or exact[n].shape != y.shape for n, y in sample.actual.items()):
             return None
-        near = self.score(exact, self.fine).residual <= THRESHOLDS.own_residual  # rows that are 0 in two orders
+        near = self.compare(edits, exact, sample).residual <= THRESHOLDS.own_residual  # rows that are 0 in two orders
         runs: list[Tensors] = []
         for some in (ORDERS[:SCREENING], ORDERS[SCREENING:]):
-            more = run_orders(lambda order: self.tensors(edits, self.fine, order), some, self.start.inputs)
+            more = run_orders(lambda order: self.tensors(edits, sample, order), some, self.start.inputs)
             if any(run is None for run in more):
                 return None
             runs += [run for run in more if run is not None]
             fits, worst, residual, rows, each = True, 0.0, 0.0, {}, {}
-            for name, y in actual.items():
-                one = self._judge_tensor(name, y, exact[name], [run[name] for run in runs], errors[name])
+            for name, y in sample.actual.items():
+                one = self._judge_tensor(name, y, exact[name], [run[name] for run in runs], sample.errors[name])
                 fits, worst, residual = fits and one[0], max(worst, one[1]), max(residual, one[2])
                 rows[name], each[name] = one[3], one[2] if one[0] else math.inf
             if worst > THRESHOLDS.hopeless * WRONG_LIMITS.row and not near:
@@ -243,14 +231,12 @@ class Case:
         Their errors would then span all that lies between the two, and any output there would fit.
         """
         along = square = 0.0
-        for name, f in self.view(self.fine)[1].items():
+        for name, f in self.fine.expected.items():
             g, mean = exact[name], np.mean([run[name] for run in runs], axis=0)
             known = np.isfinite(f) & np.isfinite(g) & np.isfinite(mean)
             way = np.where(known, f - g, 0.0)
-            along, square = (
-                along + float(np.sum(np.where(known, mean - g, 0.0) * way)),
-                square + float(np.sum(way * way)),
-            )
+            along += float(np.sum(np.where(known, mean - g, 0.0) * way))
+            square += float(np.sum(way * way))
         return along > square / 2
 
     def _judge_tensor(
@@ -266,9 +252,8 @@ class Case:
         largest = np.max(np.abs(np.stack(runs) - g), axis=0)
         rows = np.maximum(E, THRESHOLDS.sum_members * root_mean_square(largest) / LIMITS.row)
         finite = np.isfinite(y)
-        ratio = safe_ratio(root_mean_square(np.where(finite & np.isfinite(g), y - g, 0.0)), rows)
-        worst = float(np.max(np.atleast_1d(ratio), initial=0.0))
-        typical = float(root_mean_square(np.atleast_1d(ratio).ravel()))
+        ratio = np.atleast_1d(safe_ratio(root_mean_square(np.where(finite & np.isfinite(g), y - g, 0.0)), rows))
+        worst, typical = float(np.max(ratio, initial=0.0)), float(root_mean_square(ratio.ravel()))
         return bool(worst <= LIMITS.row) and np.array_equal(finite, np.isfinite(g)), worst, typical, rows
 
     def _row_budget(self, name: str, g: Numpy, runs: list[Numpy]) -> RowBudget:
@@ -286,9 +271,9 @@ class Case:
 
     def _fits_everywhere(self, edits: Edits, sampled: Tensors) -> bool:
         """Whether no row contradicts a hypothesis, by E_row scaled as in the worst row of the sample."""
-        if self.fine is None or not edits:
+        if not self.is_sampled or not edits:
             return True
-        found, y, f, E = self.tensors(edits, None), self.actual["out"], self.expected["out"], self.errors["out"]
+        found, y, f, E = self.tensors(edits, self.whole), self.actual["out"], self.expected["out"], self.errors["out"]
         if found is None or found["out"].shape != y.shape:
             return False
         g = found["out"]
@@ -296,33 +281,29 @@ class Case:
         same = np.array_equal(np.isfinite(y), rounds_to_finite(g, self.recipe.storage))
         y, g, f = (np.where(known, x, 0.0) for x in (y, g, f))
         quick = self._row_error(f, g, E)
-        wider = float(np.max(safe_ratio(sampled["out"], quick[:, :, self.fine]), initial=1.0))
+        wider = float(np.max(safe_ratio(sampled["out"], quick[:, :, self.fine.queries]), initial=1.0))
         worst = float(np.max(safe_ratio(root_mean_square(y - g), wider * quick), initial=0.0))
         return same and worst <= WRONG_LIMITS.noisy_row
 
-
-def project(cases: Iterable[Case], b: list[Judged], a: list[Judged]) -> tuple[float, float]:
-    """Return s = ⟨y − b, a − b⟩ / ‖a − b‖² in units of E_row, and the largest |s| of b's own runs."""
-    square, along, of_runs = 0.0, 0.0, np.zeros(len(ORDERS))
-    with np.errstate(all="ignore"):
-        for case, one, other in zip(cases, b, a, strict=True):
-            actual = case.view(case.fine)[0]
-            for name, y in actual.items():
-                f, g = one.exact[name], other.exact[name]
+    def _project(self, b: Judged, a: Judged) -> tuple[float, float]:
+        """Return s = ⟨y − b, a − b⟩ / ‖a − b‖² in units of E_row, and the largest |s| of b's own runs."""
+        square, along, of_runs = 0.0, 0.0, np.zeros(len(ORDERS))
+        with np.errstate(all="ignore"):
+            for name, y in self.fine.actual.items():
+                f, g = b.exact[name], a.exact[name]
                 known = np.isfinite(f) & np.isfinite(g) & np.isfinite(y)
-                size = np.maximum(np.maximum(one.rows[name], other.rows[name]), 1e-150)[..., None]
+                size = np.maximum(np.maximum(b.rows[name], a.rows[name]), 1e-150)[..., None]
                 way = np.where(known, g - f, 0.0) / size
                 square += float(np.sum(way * way))
                 along += float(np.sum(np.where(known, y - f, 0.0) / size * way))
-                for n, run in enumerate(one.runs):
+                for n, run in enumerate(b.runs):
                     of_runs[n] += float(np.nansum(np.where(known, run[name] - f, 0.0) / size * way))
-    if not square > 0 or not np.isfinite(square):
-        return 0.0, np.inf
-    return along / square, float(np.max(np.abs(of_runs))) / square
+        if not square > 0 or not np.isfinite(square):
+            return 0.0, np.inf
+        return along / square, float(np.max(np.abs(of_runs))) / square
 
-
-def is_better(cases: list[Case], a: list[Judged], b: list[Judged]) -> bool:
-    """Whether the tensors are further from b, towards a, than b's own runs, and as near to a as a's own."""
-    (at_b, spread_b), (at_a, spread_a) = project(cases, b, a), project(cases, a, b)
-    ratio, least = THRESHOLDS.projection_ratio, THRESHOLDS.min_projection
-    return abs(at_b) > ratio * spread_b + least and abs(at_a) <= ratio * spread_a + least
+    def is_better(self, a: Judged, b: Judged) -> bool:
+        """Whether the tensors are further from b, towards a, than b's own runs, and as near to a as a's own."""
+        (at_b, spread_b), (at_a, spread_a) = self._project(b, a), self._project(a, b)
+        ratio, least = THRESHOLDS.projection_ratio, THRESHOLDS.min_projection
+        return abs(at_b) > ratio * spread_b + least and abs(at_a) <= ratio * spread_a + least

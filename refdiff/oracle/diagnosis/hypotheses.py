@@ -35,6 +35,8 @@ from refdiff.oracle.truth.forward import out_factor
 
 LIMITS = THRESHOLDS.fits
 Edit = Callable[[Kernel, float], Kernel | None]
+Edits = tuple[tuple["Hypothesis", float], ...]
+"""Hypotheses, each with the coordinate of its number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,26 +74,30 @@ class Hypothesis:
         """Whether a number is fitted."""
         return self.grid is not None or bool(self.tensors)
 
+    def describe(self, value: Any) -> str:
+        """Return the sentence, with the value of its number."""
+        return self.what.format(value) if self.has_number else self.what
+
     @property
     def is_whole(self) -> bool:
         """Whether its number is whole, such as a layer."""
         return self.grid is not None and isinstance(self.value(float(self.grid[0])), int)
 
 
-def hypotheses(spec: Spec, cases: Sequence[Inputs], kind: str, *, sampled: bool) -> Iterator[Hypothesis]:
+def hypotheses(spec: Spec, inputs: Inputs, kind: str, *, sampled: bool) -> Iterator[Hypothesis]:
     """Yield the hypotheses of a wrong output; of two that fit equally well, the first is preferred.
 
     Args:
-        cases: the float64 inputs of all cases.
+        inputs: in float64.
         sampled: whether only a sample of queries is computed of large inputs.
     """
     rare = [d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d))]
     for d in (*deviations(spec, kind), *rare):
         yield of_mistake(d, by_row=not sampled or d.wrong is None or acts_by_row(shrink_spec(spec), d))
     yield from _layers(spec)
-    yield from _choices(spec, cases, kind)
-    yield from _numbers(spec, cases)
-    yield factor(("out",), spec, cases[0])
+    yield from _choices(spec, inputs, kind)
+    yield from _numbers(spec, inputs)
+    yield factor(("out",), 1.0 if is_layer(inputs) else out_factor(spec, inputs, ops_for()))
 
 
 def wrong_derivatives(spec: Spec, recipe: Recipe, kind: str, names: Sequence[str]) -> Iterator[Hypothesis]:
@@ -150,7 +156,7 @@ def _layers(spec: Spec) -> Iterator[Hypothesis]:
         yield Hypothesis("layer", what, "layer", edit, np.arange(LIMITS.distinct_layers + 1.0), round)
 
 
-def _choices(spec: Spec, cases: Sequence[Inputs], kind: str) -> Iterator[Hypothesis]:
+def _choices(spec: Spec, inputs: Inputs, kind: str) -> Iterator[Hypothesis]:
     """Yield choices that no field of a spec is or that are too many for the catalogue: shifts, shares and tiles."""
     if spec.rope != "none":
         for by in LIMITS.query_offsets:
@@ -171,15 +177,15 @@ def _choices(spec: Spec, cases: Sequence[Inputs], kind: str) -> Iterator[Hypothe
         ):
             what = f"{words} of a score z, where c tanh(z / c) is meant."
             yield Hypothesis(name, what, "softcap", partial(_replace_softcap, cap), is_name=True)
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for n in TILE_SIZES:
-        sizes.setdefault(tuple(tail_padding(spec, x, n) if kind == "dense" else 0 for x in cases), []).append(n)
-    for padding, some in sizes.items():
-        if any(padding):
-            which = " or ".join(map(str, some))
-            what = f"Keys are padded with zeros to a multiple of {which}, and not masked."
-            pad = partial(_change_inputs, partial(pad_tail, tile=some[0]))
-            yield Hypothesis(f"keys padded to tiles of {which}", what, "tile", pad)
+    sizes: dict[int, list[int]] = {}
+    for n in TILE_SIZES if kind == "dense" else ():
+        sizes.setdefault(tail_padding(spec, inputs, n), []).append(n)
+    sizes.pop(0, None)
+    for some in sizes.values():
+        which = " or ".join(map(str, some))
+        what = f"Keys are padded with zeros to a multiple of {which}, and not masked."
+        pad = partial(_change_inputs, partial(pad_tail, tile=some[0]))
+        yield Hypothesis(f"keys padded to tiles of {which}", what, "tile", pad)
     for queries in (1, *TILE_SIZES) if spec.window is not None and spec.causal != "none" and kind == "dense" else ():
         for keys in (1, *TILE_SIZES):
             if queries * keys > 1:
@@ -189,7 +195,7 @@ def _choices(spec: Spec, cases: Sequence[Inputs], kind: str) -> Iterator[Hypothe
                 yield Hypothesis(f"window of tiles of {queries} queries and {keys} keys", what, "window", edit)
 
 
-def _numbers(spec: Spec, cases: Sequence[Inputs]) -> Iterator[Hypothesis]:
+def _numbers(spec: Spec, inputs: Inputs) -> Iterator[Hypothesis]:
     """Yield the numbers that the spec uses or may lack, λ, and the window."""
     unit = spec.scale or spec.head_dim**-0.5
     ranges = {"scale": ("Scores are multiplied by {:.4g}", unit / LIMITS.scale_range, unit * LIMITS.scale_range)}
@@ -205,23 +211,17 @@ def _numbers(spec: Spec, cases: Sequence[Inputs]) -> Iterator[Hypothesis]:
         yield Hypothesis(name, f"{words}, where the spec has {has}.", name, edit, _log_grid(low, high))
     what = "Scores are clipped at ±{:.4g}, where the spec has no such limit."
     yield Hypothesis("score limit", what, "softcap", _clamp, _log_grid(*LIMITS.softcap_range))
-    lambdas = [] if spec.is_plain or is_layer(cases[0]) else [compute_lambda(spec, x, ops_for()) for x in cases]
-    known = np.unique(np.concatenate([np.ravel(x) for x in lambdas])) if lambdas else np.zeros(0)
-    if lambdas:
+    known = np.zeros(0) if spec.is_plain or is_layer(inputs) else np.unique(compute_lambda(spec, inputs, ops_for()))
+    if known.size:
         now = f"{known[0]:.4g}" if len(known) == 1 else "one for each input, head or token"
         low, high = LIMITS.lambda_range
         grid = np.linspace(low, high, 2 * LIMITS.grid - 1)
         yield Hypothesis("λ", f"λ is {{:.4g}}, where the spec has {now}.", "lambda form", _set_lambda, grid, float)
     if not spec.is_plain and len(known) != 1:
-        yield Hypothesis(
-            "factor of λ",
-            "λ is multiplied by {:.4g}.",
-            "lambda factor",
-            _scale_lambda,
-            _log_grid(*LIMITS.lambda_factors),
-        )
-    keys = max((x["k"].shape[2] for x in cases if "k" in x), default=0)
-    if keys > 1 and "cu_seqlens_q" not in cases[0]:
+        grid = _log_grid(*LIMITS.lambda_factors)
+        yield Hypothesis("factor of λ", "λ is multiplied by {:.4g}.", "lambda factor", _scale_lambda, grid)
+    keys = inputs["k"].shape[2] if "k" in inputs else 0
+    if keys > 1 and "cu_seqlens_q" not in inputs:
         now = "all keys" if spec.window is None else f"{spec.window}"
         what = f"A query sees {{}} keys, itself among them, where the spec has {now}."
         edit = partial(_set_number, "window")
@@ -230,20 +230,12 @@ def _numbers(spec: Spec, cases: Sequence[Inputs]) -> Iterator[Hypothesis]:
         )
 
 
-def factor(tensors: tuple[str, ...], spec: Spec | None = None, inputs: Inputs | None = None) -> Hypothesis:
-    """Return the hypothesis of a factor of some tensors."""
-    several = len(tensors) > 1
-    which = "all gradients" if several else tensors[0]
-    what = f"{which[0].upper() if several else which[0]}{which[1:]} {'are' if several else 'is'} multiplied by {{:.5g}}"
-    own = (
-        np.ones(2)
-        if spec is None or inputs is None or is_layer(inputs)
-        else np.asarray(out_factor(spec, inputs, ops_for()))
-    )
-    has = f" beside the {own.item():.4g} of the spec" if own.size == 1 and own != 1 else ""
-    return Hypothesis(
-        f"factor of {which}", f"{what}{has}.", f"factor {which}", partial(_multiply, tensors), None, float, tensors
-    )
+def factor(tensors: tuple[str, ...], own: Any = 1.0) -> Hypothesis:
+    """Return the hypothesis of a factor of some tensors, beside the one that the spec has."""
+    which, what = ("all gradients", "All gradients are") if len(tensors) > 1 else (tensors[0], f"{tensors[0]} is")
+    has = f" beside the {np.ravel(own)[0]:.4g} of the spec" if np.size(own) == 1 and np.all(own != 1) else ""
+    what = f"{what} multiplied by {{:.5g}}{has}."
+    return Hypothesis(f"factor of {which}", what, f"factor {which}", partial(_multiply, tensors), None, float, tensors)
 
 
 def _set(fields: dict[str, Any]) -> Edit:

@@ -1,9 +1,8 @@
-"""Describe a boolean mask of rows in words, as a few boxes of sequences, heads and tokens."""
+"""Describe a boolean mask of rows in words, as a box of sequences, heads and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,69 +17,38 @@ AXIS_NAMES |= dict.fromkeys("hHKV", "head")
 """The singular word for an axis, by the letter of the axis."""
 
 
-def find_boxes(mask: Numpy, counted: Numpy) -> list[Box]:
-    """Split `mask` into at most `Thresholds.max_boxes` boxes; return [] if it takes more.
-
-    Only `counted` elements matter. One box is enough if `Thresholds.filled_share` of it is marked.
+def find_box(mask: Numpy, counted: Numpy) -> Box | None:
+    """Return the smallest box around `mask` if `Thresholds.filled_share` of its `counted` elements are marked.
 
     Shapes:
         mask and counted: the same, boolean, any number of axes
     """
     if not mask.any():
-        return []
-    box = tuple(np.flatnonzero(mask.any(axis=_other_axes(mask, n))) for n in range(mask.ndim))
-    if mask.sum() >= THRESHOLDS.filled_share * counted[np.ix_(*box)].sum():
-        return [box]
-    parts = _split_along_axes(mask, counted)
-    return parts if len(parts) <= THRESHOLDS.max_boxes else []
+        return None
+    box = tuple(np.flatnonzero(mask.any(axis=tuple(m for m in range(mask.ndim) if m != n))) for n in range(mask.ndim))
+    return box if mask.sum() >= THRESHOLDS.filled_share * counted[np.ix_(*box)].sum() else None
 
 
-def _other_axes(x: Numpy, n: int) -> tuple[int, ...]:
-    return tuple(m for m in range(x.ndim) if m != n)
+def split_box(box: Box, counted: Numpy, axes: Sequence[str]) -> dict[str, tuple[Numpy, Numpy]]:
+    """Return the indices of a box and all counted ones, for each axis of which it does not cover all."""
+    part = {}
+    for n, axis in enumerate(axes):
+        at = tuple(np.arange(counted.shape[m]) if m == n else some for m, some in enumerate(box))
+        whole = np.flatnonzero(counted[np.ix_(*at)].any(axis=tuple(m for m in range(len(box)) if m != n)))
+        if len(box[n]) < len(whole):
+            part[axis] = (box[n], whole)
+    return part
 
 
-def _split_along_axes(mask: Numpy, counted: Numpy) -> list[Box]:
-    """Group indices of the first axis with equal masks, and split each group recursively; empty boxes if too many."""
-    if mask.ndim == 1:
-        return [(np.flatnonzero(mask),)]
-    groups: list[list[int]] = []
-    for i in np.flatnonzero(mask.any(axis=_other_axes(mask, 0))):
-        for group in groups:
-            both = counted[i] & counted[group[0]]
-            if np.array_equal(mask[i] & both, mask[group[0]] & both):
-                group.append(int(i))
-                break
-        else:
-            groups.append([int(i)])
-        if len(groups) > THRESHOLDS.max_boxes:
-            return [()] * (THRESHOLDS.max_boxes + 1)
-    found: list[Box] = []
-    for group in groups:
-        rest = _split_along_axes(np.any(mask[group], axis=0), np.any(counted[group], axis=0))
-        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (THRESHOLDS.max_boxes + 1)
-    return found
-
-
-def counted_indices(box: Box, counted: Numpy, n: int) -> Numpy:
-    """Return the indices of axis n that are counted within the box's other axes: lengths of sequences may differ."""
-    at = tuple(np.arange(counted.shape[m]) if m == n else some for m, some in enumerate(box))
-    return np.flatnonzero(counted[np.ix_(*at)].any(axis=_other_axes(counted, n)))
-
-
-def format_box(box: Box, counted: Numpy, names: Sequence[str]) -> str | None:
-    """Format a box: "tokens 32 to 63 of head 3", "" if it is everything, None if an axis has no pattern.
-
-    Args:
-        names: the names of the axes, in the singular.
-    """
-    words = [format_indices(name, box[n], counted_indices(box, counted, n)) for n, name in enumerate(names)]
-    return None if None in words else " of ".join(word for word in reversed(words) if word)
-
-
-def format_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str], whole: str = "") -> str | None:
-    """Format boxes, `whole` standing for one that is everything; None if one of them has no pattern."""
-    words = [format_box(box, counted, names) for box in found]
-    return None if not words or None in words else " and ".join(filter(None, (word or whole for word in words)))
+def format_rows(mask: Numpy, counted: Numpy, axes: Sequence[str]) -> str:
+    """Format rows: "tokens 32 to 63 of head 3", "" if they are all, else how many they are and the first of them."""
+    box = find_box(mask, counted)
+    part = {} if box is None else split_box(box, counted, axes)
+    words = [format_indices(AXIS_NAMES[axis], *some) for axis, some in part.items()]
+    if box is not None and None not in words:
+        return " of ".join(str(word) for word in reversed(words))
+    first = [f"{AXIS_NAMES[axis]} {i}" for axis, i in zip(axes, np.argwhere(mask)[0], strict=True)]
+    return f"{mask.sum()} of {counted.sum()} rows, the first {' of '.join(reversed(first))}"
 
 
 def format_indices(name: str, found: Numpy, of: Numpy) -> str | None:
@@ -96,41 +64,21 @@ def format_indices(name: str, found: Numpy, of: Numpy) -> str | None:
         rest = f"= {low}" if low == high else f"from {low} to {high}"
         return f"{name}s i with i mod {m} {rest}"
     if len(found) <= THRESHOLDS.max_listed:
-        return f"{name}s {join_words(found.tolist())}"
-    some, steps = consecutive_runs(found), np.diff(found)
-    by_chance = len(some) > THRESHOLDS.max_boxes or np.min(steps[steps > 1]) < THRESHOLDS.min_block
+        return f"{name}s {_join(found)}"
+    steps = np.diff(found)
+    some = np.split(found, np.flatnonzero(steps > 1) + 1)
+    by_chance = len(some) > THRESHOLDS.max_runs or np.min(steps[steps > 1]) < THRESHOLDS.min_block
     if by_chance and len(found) >= THRESHOLDS.filled_share * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
-    if len(some) <= THRESHOLDS.max_boxes:
-        return f"{name}s {join_words([_format_range(x) for x in some])}"
-    return None
+    return f"{name}s {_join([_format_range(x) for x in some])}" if len(some) <= THRESHOLDS.max_runs else None
 
 
 def _format_range(found: Numpy) -> str:
     """Format consecutive indices: "3", "3 and 4", "3 to 5"."""
-    return f"{found[0]} to {found[-1]}" if len(found) > 2 else join_words(found.tolist())
+    return f"{found[0]} to {found[-1]}" if len(found) > 2 else _join(found)
 
 
-def consecutive_runs(found: Numpy) -> list[Numpy]:
-    """Split sorted indices into runs of consecutive ones."""
-    return np.split(found, np.flatnonzero(np.diff(found) > 1) + 1)
-
-
-def split_boxes(mask: Numpy, found: Sequence[Box]) -> list[Box]:
-    """Split boxes at the gaps of their indices. Without boxes, return the runs of `mask` along its last axis."""
-    if not found:
-        found = [(*np.asarray(at)[:, None], np.flatnonzero(mask[tuple(at)])) for at in np.argwhere(mask.any(axis=-1))]
-    return [part for box in found for part in product(*map(consecutive_runs, box))]
-
-
-def format_first_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str]) -> str:
-    """Format the first of many boxes: "several places: token 3 of head 0, head 1, head 4 and 9 more"."""
-    first = [str(format_box(box, counted, names)) for box in found[: THRESHOLDS.max_boxes]]
-    return f"several places: {', '.join(first)} and {len(found) - THRESHOLDS.max_boxes} more"
-
-
-def join_words(some: Sequence[object]) -> str:
-    """Join items into a list in words: "0, 1 and 3"."""
+def _join(some: Sequence[object] | Numpy) -> str:
     *first, last = map(str, some)
     return f"{', '.join(first)} and {last}" if first else last
 

@@ -1,236 +1,210 @@
-"""Search the hypotheses, alone and in pairs, that reproduce the tensors of wrong kernels."""
+"""Search the hypotheses, alone and in pairs, that reproduce the tensors of a wrong kernel."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from refdiff.oracle.diagnosis.evidence import NOTHING, Case, Edits, Judged, Score, is_better
-from refdiff.oracle.diagnosis.hypotheses import Hypothesis
+from refdiff.oracle.diagnosis.evidence import Case, Judged, Sample
+from refdiff.oracle.diagnosis.hypotheses import Edits, Hypothesis
 from refdiff.oracle.diagnosis.ranking import Finding
-from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Kernel
-from refdiff.oracle.mistakes.kernel import Tensors, compute, is_same_output
+from refdiff.oracle.mistakes.kernel import Tensors, is_same_output, output
 from refdiff.oracle.mistakes.listed import draw_probes, shrink_spec
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Hypotheses with the coordinates of their numbers, and how well they reproduce the tensors of all cases."""
+class Search:
+    """Search the hypotheses that reproduce the tensors of a case.
 
-    edits: Edits
-    score: Score
-
-    @property
-    def cost(self) -> float:
-        """How much is fitted: 1 for each number, and a half for a whole one or a set of lost tokens."""
-        return sum(0.0 if h.is_name else 0.5 if h.is_whole or not h.has_number else 1.0 for h, _ in self.edits)
-
-    @property
-    def at_edge(self) -> bool:
-        """Whether a number is at the end of its range: the range may be too short, or the number without a limit."""
-        edges = ((h.grid, value) for h, value in self.edits if h.grid is not None and not h.is_whole)
-        return any(not grid[0] + 1e-3 < value < grid[-1] - 1e-3 for grid, value in edges)
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The findings that fit, those that explain most, and whether pairs were tried.
-
+    single, several: what was scored, alone and in pairs.
     nearly_right: whether the truth fits too, by the limits of wrong kernels.
     """
 
-    fitting: list[Finding]
-    closest: list[Finding]
-    tried_pairs: bool = False
-    nearly_right: bool = False
-
-
-class Search:
-    """Search the hypotheses that reproduce the tensors of some cases."""
-
-    def __init__(self, cases: Sequence[Case], every: Iterable[Hypothesis]) -> None:
-        self.cases, self.every = list(cases), list(every)
+    def __init__(self, case: Case, every: Iterable[Hypothesis]) -> None:
+        self.case, self.every = case, list(every)
         self.place = {h: n for n, h in enumerate(self.every)}
-        rights = [c.right for c in self.cases if c.right is not None]
-        self.rights = rights if len(rights) == len(self.cases) else None
-        self.single: list[Scored] = []
-        self.is_sampled = any(c.coarse is not None for c in self.cases)
-        self.before = self.score((), coarse=True).score.residual
-        self.nearly_right = self.rights is not None and all(r.fits for r in self.rights)
+        self.before = case.score((), case.coarse)
+        self.nearly_right = case.right is not None and case.right.fits
+        self.single: list[Finding] = []
+        self.several: list[Finding] = []
 
-    def score(self, edits: Edits, *, coarse: bool = False) -> Scored:
-        """Score hypotheses with given coordinates: the worst case counts."""
-        return Scored(edits, self._worst((c.tensors(edits, rows), c, rows) for c, rows in self._rows(coarse)))
+    def run(self, max_deviations: int = 2, more: Callable[[], Iterable[Hypothesis]] = tuple) -> list[Finding]:
+        """Return the findings that fit: names, else numbers and what `more` yields, else pairs."""
+        self.single = self.extend((), (h for h in self.every if h.is_name))
+        fitting = self.confirm(self.single)
+        if not fitting or fitting[0].residual > THRESHOLDS.correct_residual:
+            others = [*(h for h in self.every if not h.is_name), *more()]
+            self.place |= {h: len(self.place) + n for n, h in enumerate(others) if h not in self.place}
+            self.single += self._polished([self.approach(f) for f in self.extend((), others)])
+            fitting = self.confirm(self.single)
+        beam = self.beam() if max_deviations > 1 and not fitting and not self.nearly_right else []
+        # alone they change nothing
+        same, before = THRESHOLDS.same_function, self.before.residual
+        idle = {f.hypotheses[0] for f in self.single if math.isclose(f.residual, before, rel_tol=same)}
+        for names in (True, False):  # numbers beside another hypothesis only if no name fits there
+            some = [h for h in self.every if h.is_name == names and h not in idle]
+            found = self._polished([f for first in beam if not fitting for f in self.extend(first.edits, some)])
+            self.several += found
+            fitting = fitting or self.confirm(_best_of_each(found))
+        return fitting
 
-    def _rows(self, coarse: bool) -> list[tuple[Case, Numpy | None]]:
-        return [(c, c.coarse if coarse else c.fine) for c in self.cases]
+    @property
+    def closest(self) -> list[Finding]:
+        """What explains most of the error."""
+        return sorted(
+            (*self.single, *_best_of_each(self.several)), key=lambda f: (-f.explains, len(f.edits))
+        )[: THRESHOLDS.max_judged]  # fmt: skip
 
-    def _worst(self, computed: Iterable[tuple[Tensors | None, Case, Numpy | None]]) -> Score:
-        worst: Score | None = None
-        for found, case, rows in computed:
-            score = case.score(found, rows)
-            if score is NOTHING:
-                return NOTHING
-            if worst is not None:
-                each = {n: max(x, worst.each.get(n, 0.0)) for n, x in score.each.items()}
-                score = Score(max(score.residual, worst.residual), min(score.share, worst.share), each)
-            worst = score
-        return worst or NOTHING
-
-    def extend(self, first: Edits, some: Iterable[Hypothesis]) -> list[Scored]:
+    def extend(self, first: Edits, some: Iterable[Hypothesis]) -> list[Finding]:
         """Score each hypothesis beside those in `first`; numbers at the best point of their grid."""
         axes, found = {h.axis for h, _ in first}, []
-        base: list[Tensors | None] | None = None
+        base: Tensors | None = None
         for h in some:
             if h.axis in axes or (first and not h.in_pairs):
                 continue
             if h.tensors:
-                if base is None:
-                    base = [c.tensors(first, rows) for c, rows in self._rows(True)]
+                base = base or self.case.tensors(first, self.case.coarse)
                 found += self._fit_factor(first, h, base)
                 continue
-            every = 4 if first and self.is_sampled else 2 if first or self.is_sampled else 1
+            every = (2 if first else 1) * (2 if self.case.is_sampled else 1)
             grid = [0.0] if h.grid is None else h.grid[::every].tolist()
-            scored = [self.score(self._ordered((*first, (h, value))), coarse=True) for value in grid]
-            found.append(min(scored, key=lambda s: (s.score.residual, -s.score.share)))
+            scored = [self.case.score(self._ordered((*first, (h, value))), self.case.coarse) for value in grid]
+            found.append(min(scored, key=lambda f: (f.residual, -f.explains)))
         return found
 
-    def _fit_factor(self, first: Edits, h: Hypothesis, base: list[Tensors | None]) -> list[Scored]:
-        """Return the score of the least-squares factor of some tensors; nothing if there is none."""
-        along = square = 0.0
-        computed: list[tuple[Tensors | None, Case, Numpy | None]] = []
-        for found, (case, rows) in zip(base, self._rows(True), strict=True):
-            actual, _, errors = case.view(rows)
-            if found is None or any(n not in found or found[n].shape != actual[n].shape for n in h.tensors):
-                return []
-            for name in h.tensors:
-                y, g, size = actual[name], found[name], np.maximum(errors[name], 1e-150)[..., None]
-                known = np.isfinite(y) & np.isfinite(g)
-                y, g = (np.where(known, x, 0.0) / size for x in (y, g))
-                along, square = along + float(np.sum(y * g)), square + float(np.sum(g * g))
+    def _fit_factor(self, first: Edits, h: Hypothesis, base: Tensors | None) -> list[Finding]:
+        """Return the finding of the least-squares factor of some tensors; nothing if there is none."""
+        along, square, sample = 0.0, 0.0, self.case.coarse
+        if base is None or any(n not in base or base[n].shape != sample.actual[n].shape for n in h.tensors):
+            return []
+        for name in h.tensors:
+            y, g, size = sample.actual[name], base[name], np.maximum(sample.errors[name], 1e-150)[..., None]
+            known = np.isfinite(y) & np.isfinite(g)
+            y, g = (np.where(known, x, 0.0) / size for x in (y, g))
+            along, square = along + float(np.sum(y * g)), square + float(np.sum(g * g))
         value = along / square if 0 < square < math.inf else 0.0
         if not THRESHOLDS.fits.zero_factor < abs(value) < 1 / THRESHOLDS.fits.zero_factor:
             return []
-        for found, (case, rows) in zip(base, self._rows(True), strict=True):
-            changed = {n: value * x if n in h.tensors else x for n, x in (found or {}).items()}
-            computed.append((changed, case, rows))
-        return [Scored(self._ordered((*first, (h, value))), self._worst(computed))]
+        changed = {n: value * x if n in h.tensors else x for n, x in base.items()}
+        return [self.case.compare(self._ordered((*first, (h, value))), changed, sample)]
 
     def _ordered(self, edits: Edits) -> Edits:
         return tuple(sorted(edits, key=lambda edit: self.place[edit[0]]))
 
-    def polish(self, found: Scored) -> Scored:
-        """Refine the numbers of a scored set in turn, on the coarse sample first."""
-        for _ in range(1 if len(found.edits) == 1 else 2):
-            for n, (h, value) in enumerate(found.edits):
-                if h.grid is None:
-                    continue
+    def approach(self, found: Finding) -> Finding:
+        """Refine the numbers on the coarse sample: a number near the truth is between two points of the grid."""
+        if all(h.grid is None for h in found.hypotheses):
+            return found
+        return self._refine(found, self.case.coarse, 4 if len(found.edits) > 1 else 2, 12)
 
-                def at(x: float, coarse: bool, n: int = n, h: Hypothesis = h, edits: Edits = found.edits) -> Scored:
-                    return self.score((*edits[:n], (h, x), *edits[n + 1 :]), coarse=coarse)
+    def _polished(self, found: list[Finding]) -> list[Finding]:
+        """Refine the numbers of those findings that explain most."""
+        numbers = [f for f in found if any(h.grid is not None for h in f.hypotheses)]
+        numbers.sort(key=lambda f: -f.explains)
+        some = numbers[: THRESHOLDS.polished // (2 if self.case.is_sampled else 1)]
+        near = [f if len(f.edits) == 1 else self.approach(f) for f in some]
+        return [
+            *(f for f in found if f not in some),
+            *(self._refine(f, self.case.fine, THRESHOLDS.fits.fine_reach, 30) for f in near),
+        ]
 
-                step = float(h.grid[1] - h.grid[0])
-                if h.is_whole:
-                    best = refine_whole(lambda x: at(x, True), h, value)
-                else:
-                    sampled = self.is_sampled
-                    near = 4 * step if sampled and len(found.edits) > 1 else 2 * step
-                    low, high = max(value - near, h.grid[0]), min(value + near, h.grid[-1])
-                    x = minimize(lambda x: at(x, True).score.residual, low, high, 12 if sampled else 40)
-                    if sampled:
-                        low, high = max(x - step / 8, h.grid[0]), min(x + step / 8, h.grid[-1])
-                        x = minimize(lambda x: at(x, False).score.residual, low, high, 14)
-                    best = at(x, False)
-                found = min(found, best, key=lambda s: s.score.residual)
+    def _refine(self, found: Finding, sample: Sample, reach: float, steps: int) -> Finding:
+        """Refine the numbers in turn, each within `reach` steps of its grid; a whole one everywhere."""
+        found = self.case.score(found.edits, sample)
+        for n, (h, _) in enumerate(found.edits):
+            if h.grid is None:
+                continue
+            (_, value), edits = found.edits[n], found.edits
+
+            def at(x: float, n: int = n, h: Hypothesis = h, edits: Edits = edits) -> Finding:
+                return self.case.score((*edits[:n], (h, x), *edits[n + 1 :]), sample)
+
+            if h.is_whole:
+                best = refine_whole(at, h, value)
+            else:
+                step = reach * float(h.grid[1] - h.grid[0])
+                low, high = max(value - step, h.grid[0]), min(value + step, h.grid[-1])
+                best = at(minimize(lambda x: at(x).residual, low, high, steps))
+            found = min(found, best, key=lambda f: f.residual)
         return found
 
-    def confirm(self, found: Iterable[Scored]) -> list[Finding]:
+    def confirm(self, found: Iterable[Finding]) -> list[Finding]:
         """Return the findings that fit by a budget of their own, better than the truth and than each other."""
-        found = [s for s in found if not s.at_edge and s.score.residual < (1 - THRESHOLDS.same_function) * self.before]
-        near = sorted(found, key=lambda s: (s.score.residual, s.cost))
-        about = THRESHOLDS.better_ratio * max(near[0].score.residual, 0.5) if near else 0.0
-        near.sort(
-            key=lambda s: (s.cost, s.score.residual) if s.score.residual <= about else (math.inf, s.score.residual)
-        )
-        within = [s for s in near if s.score.residual <= THRESHOLDS.quick_residual]
-        near = within or [s for s in near if s.score.residual <= 1e8][: THRESHOLDS.always_judged]
-        judged: list[tuple[Scored, list[Judged], float]] = []
-        for s in near[: THRESHOLDS.max_judged]:
-            if judged and s.score.residual > THRESHOLDS.far_ratio * max(1.0, judged[0][0].score.residual):
+        least = (1 - THRESHOLDS.same_function) * self.before.residual
+        near = [f for f in found if f.residual < least and not f.at_edge and self._is_telling(f)]
+        near.sort(key=lambda f: (f.residual, f.cost))
+        about = THRESHOLDS.better_ratio * max(near[0].residual, 0.5) if near else 0.0
+        near.sort(key=lambda f: (f.cost, f.residual) if f.residual <= about else (math.inf, f.residual))
+        within = [f for f in near if f.residual <= THRESHOLDS.quick_residual]
+        near = within or [f for f in near if f.residual <= 1e8][: THRESHOLDS.always_judged]
+        judged: list[tuple[Finding, Judged]] = []
+        for f in near[: THRESHOLDS.max_judged]:
+            if judged and f.residual > THRESHOLDS.far_ratio * max(1.0, judged[0][0].residual):
                 continue
-            each = [c.judge(s.edits) for c in self.cases]
-            fits = [j for j in each if j is not None and j.fits and j.residual <= THRESHOLDS.own_residual]
-            if len(fits) == len(each):
-                judged.append((s, fits, max(j.residual for j in fits)))
-        if self.nearly_right and self.rights:
-            judged = [j for j in judged if is_better(self.cases, j[1], self.rights)]
-        elif self.rights:
-            judged = [j for j in judged if not is_better(self.cases, self.rights, j[1])]
-        judged = [
-            b for b in judged if not any(a is not b and is_better(self.cases, a[1], b[1]) for a in judged)
-        ] or judged
-        least = min((residual for *_, residual in judged), default=0.0)
-        judged = [j for j in judged if j[2] <= THRESHOLDS.better_ratio * least]
-        fewest = min((s.cost for s, *_ in judged), default=0.0)
+            own = self.case.judge(f.edits)
+            if own is not None and own.fits and own.residual <= THRESHOLDS.own_residual:
+                judged.append((f, own))
+        better, right = self.case.is_better, self.case.right
+        if self.nearly_right and right:
+            judged = [j for j in judged if better(j[1], right)]
+        elif right:
+            judged = [j for j in judged if not better(right, j[1])]
+        judged = [b for b in judged if not any(a is not b and better(a[1], b[1]) for a in judged)] or judged
+        least = min((own.residual for _, own in judged), default=0.0)
+        judged = [j for j in judged if j[1].residual <= THRESHOLDS.better_ratio * least]
+        fewest = min((f.cost for f, _ in judged), default=0.0)
         return self._merge_equal([j for j in judged if j[0].cost == fewest])
 
-    def _merge_equal(self, judged: list[tuple[Scored, list[Judged], float]]) -> list[Finding]:
+    def _is_telling(self, found: Finding) -> bool:
+        """Whether a fitted number explains most of the error: beside noise some number always helps a little."""
+        return found.explains >= THRESHOLDS.explained or all(h.grid is None or h.is_whole for h in found.hypotheses)
+
+    def _merge_equal(self, judged: list[tuple[Finding, Judged]]) -> list[Finding]:
         """Merge findings that compute the same tensors, here and on small probes."""
-        start = self.cases[0].start
-        probes: list[Inputs] = []
-        if len(judged) > 1 and self.cases[0].dout is None:
-            probes = draw_probes(shrink_spec(start.spec), kind_of(start.inputs))
+        spec, probes = shrink_spec(self.case.start.spec), list[Inputs]()
+        if len(judged) > 1 and self.case.dout is None:
+            probes = draw_probes(spec, self.case.kind)
             probes += [{**x, "key_mask": x["key_mask"][::-1]} for x in probes if "key_mask" in x]
             probes += [_fill_unused_slots(x) for x in probes if "k_pages" in x]
         kept: list[tuple[Finding, list[Numpy | None]]] = []
-        for s, each, residual in sorted(judged, key=lambda j: [self.place[h] for h, _ in j[0].edits]):
-            outs: list[Numpy | None] = [
-                j.exact.get(name) for j, c in zip(each, self.cases, strict=True) for name in c.actual
-            ]
-            outs += [_output_of(s.edits, shrink_spec(start.spec), x) for x in probes]
-            finding = self.finding(s, residual=residual, fits=True)
+        for f, own in sorted(judged, key=lambda j: [self.place[h] for h in j[0].hypotheses]):
+            outs: list[Numpy | None] = [own.exact.get(name) for name in self.case.actual]
+            outs += [_output_of(f.edits, spec, x) for x in probes]
+            f = replace(f, residual=own.residual, fits=True)
             for n, (other, known) in enumerate(kept):
                 if all(is_same_output(a, b) for a, b in zip(outs, known, strict=True)):
-                    names = dict.fromkeys((*other.also, finding.name))
+                    names = dict.fromkeys((*other.also, f.name))
                     names.pop(other.name, None)  # as of two grids of one number
                     kept[n] = (replace(other, also=tuple(names)), known)
                     break
             else:
-                kept.append((finding, outs))
-        return [finding for finding, _ in kept]
+                kept.append((f, outs))
+        return [f for f, _ in kept]
 
-    def finding(self, s: Scored, *, residual: float | None = None, fits: bool = False) -> Finding:
-        """Return the finding of a scored set, in words."""
-        values = tuple(h.value(x) if h.has_number else None for h, x in s.edits)
-        share = max(0.0, s.score.share)
-        return Finding(
-            tuple(h for h, _ in s.edits), values, s.score.residual if residual is None else residual, share, fits
-        )
+    def beam(self) -> list[Finding]:
+        """Return the findings that explain most, at most two of an axis; none if they explain too little.
 
-    def beam(self, found: Iterable[Scored]) -> list[Scored]:
-        """Return the sets that explain most, at most two of an axis; none if they explain too little.
-
-        Of gradients a set comes first that reproduces one of the wrong ones, as each kernel of several may have its own
-        mistake.
+        Of gradients a finding comes first that reproduces one of the wrong ones, as each kernel of several may have its
+        own mistake.
         """
-        wrong = {name for c in self.cases for name in c.wrong}
+        wrong = self.case.wrong
 
-        def matches(s: Scored) -> int:
+        def matches(f: Finding) -> int:
             if len(wrong) < 2:
                 return 0
-            return sum(s.score.each.get(name, math.inf) < THRESHOLDS.gradient_residual for name in wrong)
+            return sum(f.each.get(name, math.inf) < THRESHOLDS.gradient_residual for name in wrong)
 
-        kept: list[Scored] = []
-        for s in sorted(found, key=lambda s: (-matches(s), -s.score.share)):
-            of_axis = sum(k.edits[0][0].axis == s.edits[0][0].axis for k in kept)
-            if of_axis < 2 and (s.score.share >= THRESHOLDS.beam_share or matches(s)):
-                kept.append(s)
+        kept: list[Finding] = []
+        for f in sorted(self.single, key=lambda f: (-matches(f), -f.explains)):
+            of_axis = sum(k.hypotheses[0].axis == f.hypotheses[0].axis for k in kept)
+            if of_axis < 2 and (f.explains >= THRESHOLDS.beam_share or matches(f)):
+                kept.append(f)
         return kept[: THRESHOLDS.beam]
 
     def cover(self) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -239,80 +213,44 @@ class Search:
         The hypothesis that reproduces most of them comes first. A sum of many terms has few numbers and matches by
         chance: it needs a hypothesis that leaves the correct gradients as they are.
         """
-        wrong = {name for c in self.cases for name in c.wrong}
-        before = self.score(()).score.each
-        left = set(wrong)
-        matched: list[tuple[Scored, set[str], bool]] = []
-        for s in self.single:
-            each = s.score.each
-            quick = {n for n in wrong if each.get(n, math.inf) < min(THRESHOLDS.gradient_residual, before[n] / 2)}
-            if quick and not s.at_edge and (judged := [c.judge(s.edits) for c in self.cases]):
-                fits = {
-                    n for n in quick if all(j is not None and j.each[n] <= THRESHOLDS.correct_residual for j in judged)
-                }
-                contradicted = any(x > 2 * max(1.0, before[n]) for n, x in each.items() if n not in wrong)
-                sums = set(self.cases[0].budget.sums)
-                if contradicted or (fits <= sums and not set(each) <= sums and s.edits[0][0].is_name):
+        wrong, before, sums = set(self.case.wrong), self.before.each, set(self.case.budget.sums)
+        matched: list[tuple[Finding, set[str], bool]] = []
+        for f in self.single:
+            near = {n for n in wrong if f.each.get(n, math.inf) < min(THRESHOLDS.gradient_residual, before[n] / 2)}
+            if near and not f.at_edge and (own := self.case.judge(f.edits)) is not None:
+                fits = {n for n in near if own.each[n] <= THRESHOLDS.correct_residual}
+                contradicted = any(x > 2 * max(1.0, before[n]) for n, x in f.each.items() if n not in wrong)
+                if contradicted or (fits <= sums and not set(f.each) <= sums and f.hypotheses[0].is_name):
                     fits -= sums
-                matched.append((s, fits, contradicted))
-        place = {name: n for n, name in enumerate(self.cases[0].actual)}
-        while left and (some := [(s, fits & left, off) for s, fits, off in matched if fits & left]):
+                matched.append((f, fits, contradicted))
+        place, left = {name: n for n, name in enumerate(self.case.actual)}, wrong
+        while left and (some := [(f, fits & left, off) for f, fits, off in matched if fits & left]):
             _, names, off = max(some, key=lambda m: (len(m[1]), not m[2], -min(place[n] for n in m[1]), -m[0].cost))
             which = [m[0] for m in some if m[1] == names and m[2] == off]
-            least = min(s.cost for s in which)
-            findings = [self.finding(s) for s in which if s.cost == least]
+            least = min(f.cost for f in which)
+            findings = [f for f in which if f.cost == least][: THRESHOLDS.max_closest]
             listed = sorted(names, key=place.__getitem__)
-            text = " or ".join(f"{f.name} ({f.what.rstrip('.')})" for f in findings[: THRESHOLDS.max_closest])
+            text = " or ".join(f"{f.name} ({f.what.rstrip('.')})" for f in findings)
             yield f"{' and '.join(listed)} {'agrees' if len(names) == 1 else 'agree'} with {text}", tuple(listed)
-            left -= names
-
-    def run(self, max_deviations: int = 2, more: Callable[[], Iterable[Hypothesis]] = tuple) -> SearchResult:
-        """Try names, then numbers and what `more` yields, then pairs."""
-        single = self.single = self.extend((), (h for h in self.every if h.is_name))
-        fitting = self.confirm(single)
-        if not fitting or fitting[0].residual > THRESHOLDS.correct_residual:
-            others = [*(h for h in self.every if not h.is_name), *more()]
-            for h in others:
-                self.place.setdefault(h, len(self.place))
-            numbers = self.extend((), others)
-            explaining = sorted((s for s in numbers if s.edits[0][0].grid is not None), key=lambda s: -s.score.share)
-            single += numbers
-            single += [self.polish(s) for s in explaining[: THRESHOLDS.polished // (2 if self.is_sampled else 1)]]
-            fitting = self.confirm(single)
-        beam = self.beam(single) if max_deviations > 1 and not fitting and not self.nearly_right else []
-        # alone they change nothing
-        near = [s for s in single if math.isclose(s.score.residual, self.before, rel_tol=THRESHOLDS.same_function)]
-        idle = {s.edits[0][0] for s in near}
-        several: list[Scored] = []
-        for names in (True, False):  # numbers beside another hypothesis only if no name fits there
-            some = [h for h in self.every if h.is_name == names and h not in idle]
-            found = [s for first in beam if not fitting for s in self.extend(first.edits, some)]
-            has_number = [s for s in found if any(h.grid is not None for h, _ in s.edits)]
-            found += [self.polish(s) for s in sorted(has_number, key=lambda s: -s.score.share)[: THRESHOLDS.polished]]
-            several += found
-            fitting = fitting or self.confirm(_best_of_each(found))
-        ranked = sorted((*single, *_best_of_each(several)), key=lambda s: (-s.score.share, len(s.edits)))
-        closest = [self.finding(s) for s in ranked[: THRESHOLDS.max_judged]]
-        return SearchResult(fitting, closest, bool(several), self.nearly_right)
+            left = left - names
 
 
-def _best_of_each(found: Iterable[Scored]) -> list[Scored]:
-    """Return the scored sets, of those with the same hypotheses the nearest."""
-    best: dict[tuple[Hypothesis, ...], Scored] = {}
-    for s in found:
-        key = tuple(h for h, _ in s.edits)
-        best[key] = min(s, best.get(key, s), key=lambda s: s.score.residual)
+def _best_of_each(found: Iterable[Finding]) -> list[Finding]:
+    """Return the findings, of those with the same hypotheses the nearest."""
+    best: dict[tuple[Hypothesis, ...], Finding] = {}
+    for f in found:
+        best[f.hypotheses] = min(f, best.get(f.hypotheses, f), key=lambda f: f.residual)
     return list(best.values())
 
 
-def _output_of(edits: Edits, spec: object, inputs: Inputs) -> Numpy | None:
-    kernel: Kernel | None = Kernel(spec, inputs)  # type: ignore[arg-type]
+def _output_of(edits: Edits, spec: Spec, inputs: Inputs) -> Numpy | None:
+    kernel: Kernel | None = Kernel(spec, inputs)
     try:
         for h, value in edits:
             kernel = None if kernel is None else h.edit(kernel, value)
     except (ValueError, IndexError):
         return None
-    return (compute(kernel, ("out",)) or {}).get("out")
+    return output(kernel)
 
 
 def _fill_unused_slots(inputs: Inputs) -> Inputs:
@@ -340,16 +278,15 @@ def minimize(f: Callable[[float], float], low: float, high: float, steps: int) -
     return c if at_c < at_d else d
 
 
-def refine_whole(score: Callable[[float], Scored], h: Hypothesis, value: float) -> Scored:
+def refine_whole(score: Callable[[float], Finding], h: Hypothesis, value: float) -> Finding:
     """Return the best whole number by steps of halved size from a value of the grid."""
     grid = np.zeros(2) if h.grid is None else h.grid
-    best, step = score(value), float(grid[1] - grid[0])
-    x = value
-    for _ in range(12):
+    best, step, x = score(value), 4 * float(grid[1] - grid[0]), value
+    for _ in range(14):
         step /= 2
         for y in (x - step, x + step):
             if grid[0] <= y <= grid[-1] and h.value(y) != h.value(x):
                 found = score(y)
-                if found.score.residual < best.score.residual:
+                if found.residual < best.residual:
                     best, x = found, y
     return best

@@ -1,10 +1,10 @@
-"""Find keys that wrong rows of an output lack, and queries, heads or sequences that gradients are not summed over."""
+"""Hypotheses that follow from the wrong tensors: lost keys, an order of heads, and gradients that lack a part."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,12 +13,12 @@ from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.diagnosis.evidence import Case
 from refdiff.oracle.diagnosis.hypotheses import Hypothesis
-from refdiff.oracle.diagnosis.region_format import AXIS_NAMES, find_boxes, format_boxes
-from refdiff.oracle.inputs import is_layer, kind_of
+from refdiff.oracle.diagnosis.region_format import format_rows
+from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_tiles import TILE_SIZES
-from refdiff.oracle.mistakes.kernel import compute
+from refdiff.oracle.mistakes.kernel import Tensors, compute, select_rows
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands, use_explicit_mask
@@ -29,20 +29,37 @@ MAX_SCORES = 2**22
 """The most scores that are computed at a time."""
 TokenSet = tuple[str, Numpy]
 """A set of tokens, in words and as a mask."""
+Change = Callable[[Numpy, Numpy, Numpy], Numpy]
+"""What queries see (…, S) after a change, from what they see, their own keys (…, 1), and the numbers of all keys."""
 
 
-@dataclass(frozen=True)
-class KeyChange:
-    """Keys that a query does not see, or sees besides, in words and as functions of its own key and of all keys."""
+def _finish(names: Sequence[str], change: Callable[[Numpy], Numpy], kernel: Kernel, _: float) -> Kernel:
+    """Change some tensors in the end."""
+    return replace(kernel, finish=(*kernel.finish, lambda name, x: change(x) if name in names else x))
 
-    words: str
-    hidden: Callable[[Numpy, Numpy], Numpy] | None = None
-    shown: Callable[[Numpy, Numpy], Numpy] | None = None
 
-    def apply(self, own: Numpy, s: Numpy, see: Numpy) -> Numpy:
-        """Return what queries see, (…, S), whose own keys are `own` (…, 1)."""
-        see = see if self.hidden is None else see & ~self.hidden(own, s)
-        return see if self.shown is None else see | self.shown(own, s)
+def zeros(case: Case) -> Iterator[Hypothesis]:
+    """Yield the hypothesis that the wrong tensors that are zero are zero."""
+    names = [name for name in case.wrong if not case.actual[name].any()]
+    if names:
+        what = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} zero."
+        edit = partial(_finish, names, lambda x: 0 * x)
+        yield Hypothesis(f"{', '.join(names)} zero", what, "zero", edit)
+
+
+def head_orders(case: Case) -> Iterator[Hypothesis]:
+    """Yield the order of heads with which the truth is nearest to a wrong tensor."""
+    for of in case.wrong:
+        y, f = case.actual[of], case.expected[of]
+        if y.ndim != 4 or not 1 < y.shape[1] <= THRESHOLDS.max_parts or not np.isfinite(y).all():
+            continue
+        apart = [[np.sum((y[:, i] - f[:, j]) ** 2) for j in range(f.shape[1])] for i in range(f.shape[1])]
+        order = np.argmin(apart, axis=1).tolist()
+        if sorted(order) == list(range(len(order))) and order != sorted(order):
+            said = ", ".join(map(str, order))
+            what = f"The heads of {of} are right but in another order: head i is head ({said})[i] of the truth."
+            edit = partial(_finish, (of,), partial(np.take, indices=order, axis=1))
+            yield Hypothesis(f"heads of {of} ordered {said}", what, "head order", edit)
 
 
 def lost_keys(case: Case) -> Iterator[Hypothesis]:
@@ -51,7 +68,7 @@ def lost_keys(case: Case) -> Iterator[Hypothesis]:
     Some of the wrong rows are recomputed with each range of keys and each edge of tiles hidden.
     """
     spec, inputs, y = case.start.spec, case.start.inputs, case.actual["out"]
-    if kind_of(inputs) != "dense" or (S := inputs["k"].shape[2]) < 2:
+    if case.kind != "dense" or (S := inputs["k"].shape[2]) < 2:
         return
     # a row of zeros tells nothing about keys
     wrong = case.wrong_rows & np.isfinite(y).all(axis=-1) & np.any(y != 0, axis=-1)
@@ -62,7 +79,7 @@ def lost_keys(case: Case) -> Iterator[Hypothesis]:
     visible = np.broadcast_to(every["mask"], (*wrong.shape, S))
     for b, h, t in (chosen := _sample_rows(wrong)):
         own = np.array(_own_keys(spec, inputs)[t])
-        seen = np.stack([change.apply(own, s, visible[b, h, t]) for change in changes])
+        seen = np.stack([change(visible[b, h, t], own, s) for _, change in changes])
         out = _attend_to_sets(alone, every, (b, h, t), seen)
         off.append(safe_ratio(root_mean_square(y[b, h, t] - out), np.full(len(seen), case.errors["out"][b, h, t])))
     at = tuple(chosen.T)
@@ -71,45 +88,40 @@ def lost_keys(case: Case) -> Iterator[Hypothesis]:
     near = np.flatnonzero(total <= max(1.0, LIMITS.tie * float(total.min())))
     if total[near[0]] * THRESHOLDS.better_ratio > root_mean_square(before):
         return
-    every_row = np.ones_like(wrong)
-    place = format_boxes(find_boxes(wrong, every_row), every_row, [AXIS_NAMES[a] for a in "bht"], "every head")
-    where = place or f"{wrong.sum()} of {wrong.size} rows"
+    where = format_rows(wrong, np.ones_like(wrong), "bht")
     rows = np.flatnonzero(wrong.any(axis=(0, 1)))
     own_keys, see = _own_keys(spec, inputs)[rows][:, None], np.any(visible[:, :, rows], axis=(0, 1))
     known: set[bytes] = set()  # what the wrong rows see
     for n in near:
-        visible_keys = changes[n].apply(own_keys, s, see).tobytes()
-        if visible_keys in known or len(known) == LIMITS.alternatives:
-            continue
-        known.add(visible_keys)
-        words = changes[n].words
-        yield Hypothesis(
-            words.format(was="", were="").replace("  ", " "),
-            f"It is as if {words.format(was='was', were='were')} in {where}.",
-            "lost keys", partial(_change_keys, changes[n], wrong, spec, inputs), on_sample=True, in_pairs=False,
-        )  # fmt: skip
+        words, change = changes[n]
+        visible_keys = change(see, own_keys, s).tobytes()
+        if visible_keys not in known and len(known) < LIMITS.alternatives:
+            known.add(visible_keys)
+            edit = partial(_change_keys, change, wrong, spec, inputs)
+            what = f"{words[0].upper()}{words[1:]}, in {where or 'every head'}."
+            yield Hypothesis(words, what, "lost keys", edit, on_sample=True, in_pairs=False)
 
 
-def key_changes(n: int) -> Iterator[KeyChange]:
+def key_changes(n: int) -> Iterator[tuple[str, Change]]:
     """Yield changes of what a query sees of n keys, the simplest first."""
     for words, some in token_ranges(n, "key"):
-        yield KeyChange(f"{words} not seen", lambda own, s, some=some: some)  # type: ignore[misc]
-    yield KeyChange("the key after a query's own {was} seen", shown=lambda own, s: s == own + 1)
-    for tile in TILE_SIZES:
-        yield KeyChange(
-            f"the {tile} keys after a query's own {{were}} seen",
-            shown=lambda own, s, n=tile: (s > own) & (s <= own + n),  # type: ignore[misc]
+        yield f"{words} not seen", lambda see, own, s, some=some: see & ~some  # type: ignore[misc]
+    yield "the key after a query's own seen", lambda see, own, s: see | (s == own + 1)
+    for n_keys in TILE_SIZES:
+        yield (
+            f"the {n_keys} keys after a query's own seen",
+            lambda see, own, s, n=n_keys: see | ((s > own) & (s <= own + n)),  # type: ignore[misc]
         )
-        yield KeyChange(
-            f"every key of the tile of {tile} that has a query's own {{was}} seen",
-            shown=lambda own, s, n=tile: (s > own) & (s // n == own // n),  # type: ignore[misc]
+        yield (
+            f"every key of the tile of {n_keys} that has a query's own seen",
+            lambda see, own, s, n=n_keys: see | ((s > own) & (s // n == own // n)),  # type: ignore[misc]
         )
-    yield KeyChange("a query's own key {was} not seen", lambda own, s: s == own)
+    yield "a query's own key not seen", lambda see, own, s: see & (s != own)
     for words, some in tile_edges(n, "key"):
-        yield KeyChange(f"{words} not seen", lambda own, s, some=some: some)  # type: ignore[misc]
-        yield KeyChange(
+        yield f"{words} not seen", lambda see, own, s, some=some: see & ~some  # type: ignore[misc]
+        yield (
             f"{words} not seen, but a query's own",
-            lambda own, s, some=some: some & (s != own),  # type: ignore[misc]
+            lambda see, own, s, some=some: see & (~some | (s == own)),  # type: ignore[misc]
         )
 
 
@@ -118,9 +130,7 @@ def _own_keys(spec: Spec, inputs: Inputs) -> Numpy:
     return np.arange(T) + (0 if spec.causal == "top_left" else S - T)
 
 
-def _change_keys(
-    change: KeyChange, wrong: Numpy, spec: Spec, inputs: Inputs, kernel: Kernel, _: float
-) -> Kernel | None:
+def _change_keys(change: Change, wrong: Numpy, spec: Spec, inputs: Inputs, kernel: Kernel, _: float) -> Kernel | None:
     """Change what the wrong rows (B, h, T) of a dense case see."""
     if kernel.inputs["k"].shape != inputs["k"].shape:
         return None
@@ -132,8 +142,7 @@ def _change_keys(
     elif not spec.is_plain:  # the masks of the first maps, then those of the second ones
         here = np.concatenate([here, here], axis=1)
     see = every["mask"]
-    own = _own_keys(spec, inputs)[rows][:, None]
-    changed = change.apply(own, np.arange(see.shape[-1]), see)
+    changed = change(see, _own_keys(spec, inputs)[rows][:, None], np.arange(see.shape[-1]))
     return replace(kernel, spec=masked, inputs={**every, "mask": np.where(here[..., None], changed, see)})
 
 
@@ -165,100 +174,81 @@ def _sample_rows(wrong: Numpy) -> Numpy:
     return sample
 
 
-def lost_parts(cases: Sequence[Case]) -> Iterator[Hypothesis]:
+def lost_parts(case: Case) -> Iterator[Hypothesis]:
     """Yield the sequence, head or queries that wrong gradients lack, or that they alone have: blocks that do not add.
 
     Equation:
         a gradient is linear in ∂L/∂O, so that its part from some queries, heads or sequences is that of ∂L/∂O with
         zeros elsewhere
     """
-    wrong = sorted({name for case in cases for name in case.wrong})
-    if not wrong or is_layer(cases[0].start.inputs):
+    dout = case.dout
+    if dout is None or is_layer(case.start.inputs):
         return
-    shapes = [case.dout.shape for case in cases if case.dout is not None]
     for axis, word in enumerate(("sequence", "head")):
-        count = min(shape[axis] for shape in shapes)
-        for n in range(count if 1 < count <= THRESHOLDS.max_parts else 0):
-            for alone in (True, False)[: count - 1]:
-                said = f"from {word} {n} alone" if alone else f"without {word} {n}"
-                yield from _part(cases, wrong, axis, said, partial(_taken, n, alone))
-    names = [name for name in wrong if name in ("dk", "dv")]
-    if names and len(cases) == 1 and kind_of(cases[0].start.inputs) == "dense":
-        yield from _lost_queries(cases[0], names)
+        n = dout.shape[axis]
+        one = np.eye(n, dtype=np.bool_) if 1 < n <= THRESHOLDS.max_parts else ()
+        sets = [(f"from {word} {i} alone", row) for i, row in enumerate(one)]
+        sets += [(f"without {word} {i}", ~row) for i, row in enumerate(one) if n > 2]  # of two, the other alone
+        if sets:
+            names = [name for name in case.wrong if case.actual[name].any()]
+            terms = [
+                compute(replace(case.start, part=(tuple(names), _along(axis, row))), names, dout=dout) for row in one
+            ]
+            yield from _near_parts(case, names, axis, sets, terms, 1)
+    names = [name for name in case.wrong if name in ("dk", "dv")]
+    if names and case.kind == "dense":
+        T = dout.shape[2]
+        block = _next_power_of_two(T / LIMITS.short)
+        terms = []
+        for rows in np.split(np.arange(T), range(block, T, block)):
+            terms.append(compute(select_rows(case.start, rows), names, dout=dout[:, :, rows]))
+        lost = [*token_ranges(T, "query"), *tile_edges(T, "query")]
+        sets = [(f"without {words}", ~some) for words, some in lost]
+        sets = [(words, kept) for words, kept in sets if np.array_equal(kept, np.repeat(kept[::block], block)[:T])]
+        yield from _near_parts(case, names, 2, sets, terms, block)
 
 
-def _taken(number: int, alone: bool, size: int) -> Numpy:
-    taken: Numpy = (np.arange(size) == number) == alone
-    return taken
-
-
-def _part(
-    cases: Sequence[Case], wrong: Sequence[str], axis: int, said: str, taken: Callable[[int], Numpy]
+def _near_parts(
+    case: Case, names: Sequence[str], axis: int, sets: list[TokenSet], terms: list[Tensors | None], block: int
 ) -> Iterator[Hypothesis]:
-    """Yield the hypothesis of a part for the wrong gradients that are near to it, if there are any."""
-    near = list(wrong)
-    for case in cases:
-        found = compute(_with_part(tuple(near), axis, taken, case.start, 0.0), near, dout=case.dout) or {}
-        near = [name for name in near if _is_near(case, name, found.get(name))]
-    if near:
-        which = f"{' and '.join(near)} {'is' if len(near) == 1 else 'are'}"
-        yield Hypothesis(
-            f"{', '.join(near)} {said}",
-            f"{which} summed {said}.",
-            "part",
-            partial(_with_part, tuple(near), axis, taken),
-        )
+    """Yield the sets over which wrong gradients may be summed, from the terms of the sum; sampled rows decide.
 
-
-def _is_near(case: Case, name: str, found: Numpy | None) -> bool:
-    y, f, E = case.actual[name], case.expected[name], case.errors[name]
-    if found is None or found.shape != y.shape or not y.any() or not np.isfinite(y).all():
-        return False
-    before, left = (float(np.sqrt(np.mean(safe_ratio(root_mean_square(y - x), E) ** 2))) for x in (f, found))
-    chance = THRESHOLDS.chance if name in case.budget.sums else 1 / THRESHOLDS.better_ratio
-    return left < min(THRESHOLDS.gradient_residual, chance * before)
-
-
-def _with_part(names: tuple[str, ...], axis: int, taken: Callable[[int], Numpy], kernel: Kernel, _: float) -> Kernel:
-    shape = [1, 1, 1, 1]
-    q = kernel.inputs["q"]
-    sizes = (q.shape[0], kernel.spec.heads, q.shape[2])
-    shape[axis] = -1
-    return replace(kernel, part=(names, taken(sizes[axis]).astype(np.float64).reshape(shape)))
-
-
-def _lost_queries(case: Case, names: Sequence[str]) -> Iterator[Hypothesis]:
-    """Yield the queries that dk and dv lack, from their parts of each query or of blocks of queries."""
-    T = case.start.inputs["q"].shape[2]
-    block, terms = _next_power_of_two(T / LIMITS.short), []
-    for start in range(0, T, block):
-        taken = partial(_between, start, start + block)
-        terms.append(compute(_with_part(tuple(names), 2, taken, case.start, 0.0), names, dout=case.dout) or {})
-    sets = [*token_ranges(T, "query"), *tile_edges(T, "query")]
-    sets = [(words, some) for words, some in sets if np.array_equal(some, np.repeat(some[::block], block)[:T])]
-    masks, totals = dict(sets), []
-    lost = np.stack([some[::block] for some in masks.values()]).astype(np.float64)
+    Of a sum of many terms, which has few numbers, a set must be far nearer than the truth.
+    """
+    if any(term is None or set(names) - term.keys() for term in terms):
+        return
+    kept = np.stack([some[::block] for _, some in sets]).astype(np.float64)
+    near: dict[int, list[str]] = {}
     for name in names:
-        parts = np.stack([term[name] for term in terms])
-        missing = case.expected[name] - case.actual[name]
-        rows = tuple(_sample_rows(root_mean_square(missing) > 0).T)
-        off = np.tensordot(lost, parts[:, *rows], 1) - missing[rows]
-        totals.append(root_mean_square(safe_ratio(root_mean_square(off), case.errors[name][rows])))
-    together = np.max(totals, axis=0)
-    if together.min() <= max(1.0, *(LIMITS.tie * float(total.min()) for total in totals)):
-        near = np.flatnonzero(together <= max(1.0, LIMITS.tie * float(together.min())))
-        chosen = {(n, tuple(names)) for n in (*near[: LIMITS.alternatives - 1], np.argmin(together))}
-    else:
-        chosen = {(np.argmin(total), (name,)) for total, name in zip(totals, names, strict=True)}
-    for n, some in sorted(chosen):
-        words, hidden = list(masks.items())[n]
-        said = f"without {words.format(was='', were='').strip()}"
-        yield from _part((case,), some, 2, said, lambda size, hidden=hidden: ~hidden)  # type: ignore[misc]
+        parts, y = np.stack([term[name] for term in terms if term]), case.actual[name]
+        if not np.isfinite(y).all():
+            continue
+        rows = tuple(_sample_rows(root_mean_square(np.atleast_2d(y - case.expected[name])) > 0).T) if y.ndim > 1 else ()
+        E = case.errors[name][rows]
+        off = np.tensordot(kept, parts[:, *rows], 1) - y[rows]
+        total, before = (
+            root_mean_square(safe_ratio(root_mean_square(x), E).reshape(len(x), -1))
+            for x in (off, (case.expected[name] - y)[rows][None])
+        )
+        ratio = THRESHOLDS.chance if name in case.budget.sums else 1 / THRESHOLDS.better_ratio
+        least = min(THRESHOLDS.gradient_residual, ratio * float(before[0]), max(1.0, LIMITS.tie * float(total.min())))
+        for found in np.flatnonzero(total <= least).tolist():
+            near.setdefault(found, []).append(name)
+    for n in sorted(near, key=lambda n: (-len(near[n]), n))[: LIMITS.alternatives]:
+        said, some = sets[n]
+        which = f"{' and '.join(near[n])} {'is' if len(near[n]) == 1 else 'are'}"
+        edit = partial(_sum_over, tuple(near[n]), _along(axis, some))
+        yield Hypothesis(f"{', '.join(near[n])} {said}", f"{which} summed {said}.", "part", edit)
 
 
-def _between(start: int, stop: int, size: int) -> Numpy:
-    i = np.arange(size)
-    return (start <= i) & (i < stop)
+def _along(axis: int, taken: Numpy) -> Numpy:
+    shape = [1, 1, 1, 1]
+    shape[axis] = -1
+    return taken.astype(np.float64).reshape(shape)
+
+
+def _sum_over(names: tuple[str, ...], mask: Numpy, kernel: Kernel, _: float) -> Kernel:
+    return replace(kernel, part=(names, mask))
 
 
 def token_ranges(n: int, name: str) -> list[TokenSet]:
@@ -278,9 +268,9 @@ def token_ranges(n: int, name: str) -> list[TokenSet]:
     i, said = np.arange(n), {}
     for a, b in dict.fromkeys(found):
         if b - a == 1:
-            said[a, b] = f"{name} {a} {{was}}"
+            said[a, b] = f"{name} {a}"
         elif b - a < n:
-            said[a, b] = f"{several} from {a} on {{were}}" if b == n else f"{several} {a} to {b - 1} {{were}}"
+            said[a, b] = f"{several} from {a} on" if b == n else f"{several} {a} to {b - 1}"
     return [(words, (a <= i) & (i < b)) for (a, b), words in said.items()]
 
 
@@ -295,7 +285,7 @@ def tile_edges(n: int, name: str) -> list[TokenSet]:
     found = []
     for tile in (size for size in TILE_SIZES if size < n):
         of = f"{name} of each tile of {tile}"
-        found += [(f"the first {of} {{was}}", i % tile == 0),
-                  (f"the first {of} after the first {{was}}", (i % tile == 0) & (i > 0)),
-                  (f"the last {of} {{was}}", i % tile == tile - 1)]  # fmt: skip
+        found += [(f"the first {of}", i % tile == 0),
+                  (f"the first {of} after the first", (i % tile == 0) & (i > 0)),
+                  (f"the last {of}", i % tile == tile - 1)]  # fmt: skip
     return found

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from refdiff.backends import ops_for, overlay
-from refdiff.oracle import Case, Mistake, Recipe, Spec, cases, deviations
-from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle import Case, Mistake, Recipe, Spec, deviations
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.inputs.validation import as_float64
@@ -53,19 +51,6 @@ def rounded(
 def natural(spec: Spec, shape: Structure, dtype: str, values: str = "natural", seed: int = 0) -> Case:
     """A case of a shape that no profile has."""
     return Case("", values, seed, dtype, spec, shape, draw(spec, shape, values, seed, dtype))
-
-
-@lru_cache(maxsize=8)
-def pair_of_cases(preset: str, dtype: str) -> tuple[Case, Case]:
-    """One of identify, with padding, and one of whisper."""
-    spec = small_spec(preset)
-    return cases("discriminating", 5, spec=spec, dtype=dtype)[0], cases("tiny_values", 5, spec=spec, dtype=dtype)[0]
-
-
-def named(preset: str, name: str) -> Mistake:
-    """The deviation of this name among those of a preset, or of all."""
-    every = (*deviations(small_spec(preset)), *EVERY)
-    return next(d for d in every if name in (d.name, *d.aliases))
 
 
 def output_of(case: Case, *names: str, order: int = 0) -> np.ndarray:

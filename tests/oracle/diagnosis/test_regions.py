@@ -41,23 +41,23 @@ SAME_TILE = np.broadcast_to(KEY // 16 == QUERY // 16, (6, T, T))
 @pytest.mark.parametrize(
     ("at", "seen", "causal", "said"),
     [
-        (np.s_[..., 64:], False, "none", "as if keys from 64 on were not seen in every head"),
-        (np.s_[2, 64:, 32:48], False, "bottom_right", "as if keys 32 to 47 were not seen in tokens 64 to 95 of head 2"),
-        ((3, 5, 0), False, "bottom_right", "as if key 0 was not seen in token 5 of head 3"),
-        (np.s_[..., 41:53], False, "none", "as if keys 41 to 52 were not seen in every head"),
-        ((4, 50, 50), False, "bottom_right", "as if key 50 was not seen in token 50 of head 4"),
-        (np.s_[:, EDGES, EDGES + 1], True, "bottom_right", "as if the key after a query's own was seen in tokens"),
-        (np.s_[..., 0:T:32], False, "none", "as if the first key of each tile of 32 was not seen in every head"),
-        (np.s_[..., 16:T:16], False, "none", "as if the first key of each tile of 16 after the first was not seen in"),
-        (FIRST_KEYS, False, "bottom_right", "the first key of each tile of 32 after the first was not seen, but a"),
-        (np.s_[1, :, 31:T:32], False, "none", "as if the last key of each tile of 32 was not seen in head 1"),
-        (SAME_TILE, True, "bottom_right", "as if every key of the tile of 16 that has a query's own was seen in"),
+        (np.s_[..., 64:], False, "none", "keys from 64 on not seen, in every head"),
+        (np.s_[2, 64:, 32:48], False, "bottom_right", "keys 32 to 47 not seen, in tokens 64 to 95 of head 2"),
+        ((3, 5, 0), False, "bottom_right", "key 0 not seen, in token 5 of head 3"),
+        (np.s_[..., 41:53], False, "none", "keys 41 to 52 not seen, in every head"),
+        ((4, 50, 50), False, "bottom_right", "key 50 not seen, in token 50 of head 4"),
+        (np.s_[:, EDGES, EDGES + 1], True, "bottom_right", "the key after a query's own seen, in tokens"),
+        (np.s_[..., 0:T:32], False, "none", "the first key of each tile of 32 not seen, in every head"),
+        (np.s_[..., 16:T:16], False, "none", "the first key of each tile of 16 after the first not seen, in"),
+        (FIRST_KEYS, False, "bottom_right", "the first key of each tile of 32 after the first not seen, but a"),
+        (np.s_[1, :, 31:T:32], False, "none", "the last key of each tile of 32 not seen, in head 1"),
+        (SAME_TILE, True, "bottom_right", "every key of the tile of 16 that has a query's own seen, in"),
     ],
 )
 def test_lost_keys_are_said(at: Any, seen: bool, causal: str, said: str) -> None:
     found = asked(case("float16", T, causal), at, seen)
     assert found.status == UNIQUE, found
-    assert said in found.findings[0].what, found
+    assert said in found.findings[0].what.lower(), found
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_lost_keys_are_said(at: Any, seen: bool, causal: str, said: str) -> None
 def test_lost_keys_are_said_whatever_follows(changes: dict[str, Any]) -> None:
     one = natural(SPEC.replace(causal="none", **changes), Structure(1, T, T), "float32")
     found = asked(one, np.s_[..., 64:], False)
-    assert "as if keys from 64 on were not seen in every head" in found.findings[0].what, found
+    assert "keys from 64 on not seen, in every head" in found.findings[0].what, found
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_queries_that_dk_and_dv_are_not_summed_over_are_said(queries: int, lost:
 @pytest.mark.parametrize(
     ("place", "name", "said"),
     [
-        (0, "dk", "dk is wrong only in keys 5 and 6"),
+        (0, "dk", "dk is wrong only in keys 13 and 14"),
         (4, "dk_pages", "dk_pages is wrong only in slots 2 to 4;"),
         (1, "dx", "dx is wrong only in tokens 6 to 8"),
     ],
 )
 def test_gradients_of_packed_and_paged_inputs_and_of_a_layer(place: int, name: str, said: str) -> None:
-    """The last three rows of each are zero; of packed keys two are the last of the longest sequence."""
+    """The last three rows of each are zero, of packed keys two of them in a row that counts."""
     one = cases("layout", 5, spec=SPEC, dtype="float32")[place]
     found = rounded(one.spec, one.inputs, dout=one.dout)
     found[name][..., -3:, :] = 0

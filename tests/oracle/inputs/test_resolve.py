@@ -87,7 +87,7 @@ def test_every_function_takes_a_name(tmp_path: Path) -> None:
         return {"out": out, **{f"d{name}": g.astype(np.float32) for name, g in grads.items()}}
 
     oracle.assert_close(kernel, "attention", X, recipe="float32", dout=dout)
-    assert oracle.diagnose(kernel, "attention", [X, X], recipe="float32").status == "no deviation"
+    assert oracle.diagnose(kernel, "attention", X, recipe="float32").status == "no deviation"
     assert set(given) == {NAMED}
     assert oracle.deviations("attention") == oracle.deviations(small_spec("attention"))
     assert oracle.trace("attention", X).about["spec"] == NAMED.to_dict()

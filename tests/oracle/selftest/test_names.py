@@ -32,7 +32,7 @@ def _answering(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
         if name is None:
             return Ranking(NONE_FITS)
         found = next(d for s in settings(41) for d in (*s.deviations, *deviations(s.spec)) if d.name == name)
-        return Ranking(UNIQUE, (Finding((of_mistake(found),), (None,), 0.5, 1.0, fits=True),))
+        return Ranking(UNIQUE, (Finding(((of_mistake(found), 0.0),), 0.5, 1.0, fits=True),))
 
     monkeypatch.setattr(names, "diagnose", answer)
 
