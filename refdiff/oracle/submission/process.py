@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fnmatch
+import itertools
 import json
 import math
 import os
@@ -105,7 +105,6 @@ class KernelProcess:
             ProcessError: the process ended or took too long when it loaded the file.
         """
         with contextlib.ExitStack() as files:
-            files.enter_context(_name_full_disk())
             scratch = files.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             arena, log = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
             arena.truncate(largest + 2**14)
@@ -164,18 +163,17 @@ class KernelProcess:
             KernelError: the kernel raised, its process ended or took too long, it changed its inputs, or its outputs
                 are no arrays or too large.
         """
-        placed, listed, end = [], [], 0
-        for name, x in arrays.items():
-            data = _memory_bytes(x)
-            os.pwrite(self._arena.fileno(), data, end)
-            placed.append((name, data, end))
-            listed.append([name, x.dtype.name, list(x.shape), end, list(x.strides)])
-            end += -(-len(data) // ALIGNED) * ALIGNED
+        ends = [0, *itertools.accumulate(-(-memory_span(x) // ALIGNED) * ALIGNED for x in arrays.values())]
+        listed, data = [], bytearray(ends[-1])
+        for (name, x), start in zip(arrays.items(), ends, strict=False):
+            np.ndarray(x.shape, x.dtype, data, start, x.strides)[...] = x
+            listed.append([name, x.dtype.name, list(x.shape), start, list(x.strides)])
+        os.pwrite(self._arena.fileno(), data, 0)
         outputs = self._outputs(largest, do="call", first=first, arrays=listed, spec=spec)
-        for name, data, offset in placed:
-            if os.pread(self._arena.fileno(), len(data), offset) != data:
+        for name, start, end in zip(arrays, ends, ends[1:], strict=False):
+            if os.pread(self._arena.fileno(), end - start, start) != data[start:end]:
                 raise KernelError(f"the kernel has changed its input {name}")
-        os.pwrite(self._arena.fileno(), bytes([POISON]) * end, 0)
+        os.pwrite(self._arena.fileno(), bytes([POISON]) * ends[-1], 0)
         return outputs
 
     def again(self, largest: int) -> dict[str, Numpy] | None:
@@ -267,13 +265,6 @@ def memory_span(x: Numpy) -> int:
     return x.itemsize + sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)) if x.size else 0
 
 
-def _memory_bytes(x: Numpy) -> bytes:
-    """Return an array as it lies in memory, with 0 in gaps between its numbers."""
-    data = bytearray(memory_span(x))
-    np.ndarray(x.shape, x.dtype, data, strides=x.strides)[...] = x
-    return bytes(data)
-
-
 def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> dict[str, Any]:
     """Return what `confine.py` and `child.py` are told."""
     entries = [entry for entry in sys.path if entry]
@@ -293,17 +284,6 @@ def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> d
 def _environment(scratch: str) -> dict[str, str]:
     kept = {name: x for name, x in os.environ.items() if any(fnmatch.fnmatchcase(name, shown) for shown in VARIABLES)}
     return {**kept, **dict.fromkeys(FOLDERS, scratch), "MALLOC_PERTURB_": PERTURBED}
-
-
-@contextlib.contextmanager
-def _name_full_disk() -> Iterator[None]:
-    """Name the folder of temporary files where its disk is full; the user knows none of the files."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error.filename, error.filename2 = tempfile.gettempdir(), None
-        raise
 
 
 def children(pid: int | str = "self") -> set[int]:
@@ -345,10 +325,9 @@ def _own_limits() -> Iterator[None]:
         yield
     finally:
         for kind, limit in limits.items():
-            if resource.getrlimit(kind) != limit:
-                with contextlib.suppress(OSError, ValueError):  # only root may raise a hard limit
-                    resource.setrlimit(kind, limit)
-        if processors and os.sched_getaffinity(0) != processors:
+            with contextlib.suppress(OSError, ValueError):  # only root may raise a hard limit
+                resource.setrlimit(kind, limit)
+        if processors:
             os.sched_setaffinity(0, processors)
 
 
