@@ -16,7 +16,7 @@
 # **The question: when does subtracting a second attention map remove noise, and is that what a trained model does with
 # it?**
 #
-# We begin with one real row. Our trained model has read "In a city by the sea there lived a queen who", and the last
+# We begin with one real row. Our trained model reads "In a city by the sea there lived a queen who", and the last
 # word looks back. These are its weights in one pair of layer 4:
 
 # %%
@@ -414,7 +414,8 @@ for name, changed in {
 # $$\mathrm{head}_i = (1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
 #
 # The norm gives every pair the same size, and the factor undoes a growth of gradients with depth. Neither brings back
-# the size that one map's own output has. In a new model, gradients of $W_Q$ are about 15 times a plain head's:
+# the size of one map's own output. In a new model, the gradients of $W_Q$ remain about 15 times a plain head's. [The
+# guide on pairs](guide_pairs_of_heads.ipynb) tells why.
 
 # %%
 for depth in (0, 3, 11, 27):

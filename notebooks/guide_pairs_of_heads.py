@@ -28,7 +28,7 @@ import sketches
 import tiny
 
 import refdiff
-from refdiff import bundled, layers
+from refdiff import bundled, layers, oracle
 
 # %% [markdown]
 # ## The picture
@@ -181,6 +181,48 @@ print("paper = Hugging Face on reordered heads:", np.allclose(by_paper, reordere
 # | V2 | 2i, 2i + 1 | ⌊2i/n⌋ for both | ⌊2i/n⌋, one of size d | each token and pair | nothing |
 
 # %% [markdown]
+# ## Why a norm, and why a factor?
+#
+# In the first version each pair ends with
+#
+# $$\mathrm{head}_i = (1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
+#
+# *Why the norm?* The paper says that differential heads differ more in size than softmax heads. Do they in the bundled
+# model? We compare the outputs of its pairs with those of the leading maps alone, on eight tales.
+#
+# *Why the factor?* In a new model the weights of both maps are nearly even, so the difference is about $1-\lambda$
+# times one map. The norm enlarges it to size 1, and its gradients by as much: more in deep layers, where
+# $\lambda_{init}$ is larger. The factor $1-\lambda_{init}$ undoes this growth with depth:
+
+# %%
+library = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+tales = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+grows = np.zeros(6, dtype=int)
+for tale in tokenizer([tale.strip() for tale in tales])["input_ids"]:
+    trace = oracle.trace(library, np.array([tale[:256]]))
+    for layer in range(6):
+        outputs = [trace[f"model.layers.{layer}.self_attn.{name}"][0]
+                   for name in ("attn2" if layer == 3 else "attn1", "diff")]  # fmt: skip
+        one, both = map(sketches.size_spread, outputs)
+        grows[layer] += both > one
+print("tales (of 8) in which heads differ more in size with both maps, by layer:", grows)
+
+depths = (0, 3, 11, 27)
+sizes = [[sketches.gradient_sizes(depth, seed) for seed in range(5)] for depth in depths]
+sizes = np.mean(sizes, axis=1)
+for depth, (bare, norm, both) in zip(depths, sizes, strict=True):
+    print(f"gradient of W_Q in layer {depth:2}: bare {bare:.2f}, with norm {norm:.1f}, with both {both:.1f}")
+lines = dict(zip(("A₁ − λA₂ alone", "with norm", "with norm and factor"), sizes.T, strict=True))
+ticks = (1, 2, 5, 10, 20, 50)
+sketches.curves(depths, lines, "layer", "gradient of W_Q, plain head = 1", yscale="log",
+                xticks=depths, yticks=ticks, yticklabels=ticks)  # fmt: skip
+
+# %% [markdown]
+# With both maps heads differ more in size in four layers of six. With the norm alone, the gradient grows about fourfold
+# from layer 0 to layer 27. With the factor it is nearly level, but still about 15 times a plain head's: one map's own
+# output, an average of many values, is small, and the factor does not undo that. The paper's appendix G says that the
+# gradients are the same "up to constant factors".
+#
 # ## The file that differs
 #
 # This part is for readers of the authors' code. Others may continue with the exercises.
@@ -221,7 +263,6 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 # assert min(wrong) > stored + 1
 # assert wrong[-1] > stored + 5
 # assert rows["… without the order of values"] > guess
-# library = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
 # assert abs(float(library(ids[None], labels=ids[None]).loss) - stored) < 1e-9
 # converted = refdiff.convert.convert(library.config, library.params, "paper")
 # paper = refdiff.DiffLlamaForCausalLM(*converted, dtype="float64")
@@ -229,6 +270,10 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 # by_hand = reorder(weights, interleaved)["model.layers.0.self_attn.q_proj.weight"]
 # assert np.array_equal(paper.base_params["layers"][0]["self_attn"]["q_proj"]["weight"], by_hand)
 # assert np.allclose(by_paper, reordered, rtol=0, atol=1e-13)
+# assert (grows >= 7).tolist() == [True, False, True, False, True, True]
+# assert sizes[-1, 1] > 3.5 * sizes[0, 1]
+# assert (sizes[:, 2] > 14).all()
+# assert np.ptp(sizes[:, 2]) < 0.15 * sizes[0, 2]
 # assert apart > 0.1
 # ```
 #

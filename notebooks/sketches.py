@@ -313,11 +313,10 @@ def breadth(a: Any, start: int = 32) -> Any:
     return np.exp(-(a * logs).sum(axis=-1))[..., start:].mean(axis=-1)
 
 
-def size_spreads(results: Any) -> tuple[float, float]:
-    """How sizes (root mean square) of a layer's results (heads, tokens, d) vary: between heads, and over tokens."""
-    sizes = np.sqrt((results**2).mean(axis=-1))
-    means = sizes.mean(axis=-1)
-    return float(means.std() / means.mean()), float((sizes.std(axis=-1) / means).mean())
+def size_spread(results: Any) -> float:
+    """How the sizes (root mean square) of a layer's results (heads, tokens, d) vary between heads."""
+    means = np.sqrt((results**2).mean(axis=-1)).mean(axis=-1)
+    return float(means.std() / means.mean())
 
 
 @for_two_widths
