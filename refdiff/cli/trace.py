@@ -61,12 +61,11 @@ refdiff trace --compare mine.safetensors run.safetensors
     add_common(parser)
     parser.notes = [
         "Exit status: 0 recorded, or nothing diverges; 1 something diverges; 2 error.",
-        "MINE is a safetensors or npz file; REF is a file of this command. Where REF's model is not found, points are "
-        "compared with REF's numbers alone.",
+        "MINE is a safetensors or npz file; REF is a .safetensors file of this command. Its run is repeated: its model "
+        "must be where REF says, or be given by -m.",
         "Each point is computed from the points before it in MINE, so that an error belongs to the point that made it; "
         "with --free, from the inputs of the run.",
         "Log-sum-exps may have another base than REF; `refdiff check` requires the spec's base.",
-        "An .npz file can be MINE; REF needs the description that a .safetensors file has.",
         SPEC_NOTE + " `refdiff check --inputs` lists the arrays of FILE.",
     ]
 

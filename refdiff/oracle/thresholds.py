@@ -69,11 +69,8 @@ class TraceLimits:
     local_runs: int = 8  # with rounding
     free_runs: int = 32  # none of the first 16 showed one correct bfloat16 run in which errors choose the largest score
     jump_share: float = 0.5  # of a row: with larger accumulated errors it may attend to another key
-    error_growth: float = 16.0  # of the relative error between points whose rounding is unknown
-    recorded_units: float = 2.0  # u: one rounding in each run
     precision_share: float = 1 / 4  # of points in the coarsest type: norms, λ and log-sum-exps may be float32
     min_widened: int = 32  # fewer float32 numbers that 16 bits hold may be constants, such as 1
-    known_factor: float = 0.01  # the names √2 and log₂ e differ by 2 %
 
 
 @dataclass(frozen=True)

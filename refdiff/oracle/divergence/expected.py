@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
-from refdiff.oracle.budget.statistics import RowBudget, Statistic, root_mean_square, slope, slope_limit, statistics
+from refdiff.oracle.budget.statistics import RowBudget, Statistic, root_mean_square, slope, statistics
 from refdiff.oracle.rounding import FORMATS, U32
 from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, Arithmetic, Order, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -82,11 +82,6 @@ class Expected:
             return Comparison(math.inf, worst, at, float(mine[place]), float(right[place]))
         error, size = (np.where(np.isfinite(x), x, 0.0)[at] for x in (mine - budget.expected, budget.expected))
         return Comparison(_ratio(worst), worst, at, *(float(root_mean_square(x[None])[0]) for x in (error, size)))
-
-    @property
-    def unseen(self) -> float:
-        """A factor on the whole point within 1 ± this would not be detected."""
-        return slope_limit(self.budget()) if np.any(self._seen(self.value)) else math.inf
 
     def _seen(self, x: Floats) -> Floats:
         return x if self.hidden is None else np.where(self.hidden, 0.0, x)

@@ -1,8 +1,7 @@
-"""Explain a wrong array: it may be the expected one with heads reordered, transposed, or scaled."""
+"""Explain a wrong array: it may be the expected one scaled, with heads reordered, or transposed."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from refdiff.oracle.divergence.expected import Expected, Floats
 from refdiff.oracle.divergence.layouts import arrangements, axes_of
-from refdiff.oracle.rounding import round_to
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import split_repeated
 
@@ -24,25 +22,14 @@ Arrays = Mapping[str, NDArray[Any]]
 def explanation(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     """Say up to what `mine` is equal to the expected value, or return "".
 
-    Tried in this order: weights rounded to 16 bits, a factor, another order of heads, also across the two maps, and
-    another order of axes.
+    Tried in this order: a factor, another order of heads, also across the two maps, and another order of axes.
     """
-    for attempt in (_half_weights, _factor, _heads, _axes):
-        if said := attempt(path, mine, expected, reference):
-            return f"equal up to {said}"
-    return ""
+    said = _factor(mine, expected[path]) or _heads(path, mine, expected, reference)
+    said = said or _axes(path, mine, expected, reference)
+    return said and f"equal up to {said}"
 
 
-def _half_weights(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
-    if path.rpartition(".")[2] == "embed_tokens":
-        for kind in ("bfloat16", "float16"):
-            if np.array_equal(mine, round_to(expected[path].value, kind)):
-                return f"weights that are rounded to {kind}: record the reference with --dtype {kind}"
-    return ""
-
-
-def _factor(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
-    point = expected[path]
+def _factor(mine: Floats, point: Expected) -> str:
     counted = np.isfinite(mine) & np.isfinite(point.value)
     counted = counted if point.hidden is None else counted & ~point.hidden
     x, y = mine[counted], point.value[counted]
@@ -52,25 +39,8 @@ def _factor(path: str, mine: Floats, expected: Points, reference: Arrays) -> str
     factor = float(x @ y) / square
     scaled = replace(point, value=factor * point.value, rows=abs(factor) * point.rows).compare(mine)
     # a fitted factor always helps a little
-    if not scaled.ok or THRESHOLDS.better_ratio * scaled.ratio > point.compare(mine).ratio:
-        return ""
-    return f"the factor {factor:.5g}{_scale_cause(factor, path, reference)}"
-
-
-def _scale_cause(factor: float, path: str, reference: Arrays) -> str:
-    """Name the likely cause of a factor on scores."""
-    q = reference.get(path.rpartition(".")[0] + ".q_rope", reference.get("q_rope"))
-    if "scores" not in path:
-        return ""
-    known = {
-        "√2: scaled by the root of half of d": math.sqrt(2), "1/√2: scaled by the root of 2d": 1 / math.sqrt(2),
-        "log₂ e: for powers of two": 1 / math.log(2), "ln 2": math.log(2),
-    }  # fmt: skip
-    if q is not None:
-        d = q.shape[-1]
-        known = {f"√d, d = {d}: not scaled": math.sqrt(d), f"1/√d, d = {d}: scaled twice": 1 / math.sqrt(d), **known}
-    near = THRESHOLDS.trace.known_factor
-    return next((f" = {name}" for name, value in known.items() if abs(factor / value - 1) < near), "")
+    helps = scaled.ok and THRESHOLDS.better_ratio * scaled.ratio <= point.compare(mine).ratio
+    return f"the factor {factor:.5g}" if helps else ""
 
 
 def _heads(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
@@ -89,26 +59,22 @@ def _heads(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     if point.hidden is not None:
         hidden = _split_heads(path, point.hidden, reference)
         taken.value, own = (np.where(hidden, 0.0, x) for x in (taken.value, own))
-    if not taken.compare(own).ok:
-        return ""
     first = names.index(path) * len(own)
+    if not taken.compare(own).ok or order == list(range(first, first + len(own))):
+        return ""
     if len(names) == 2 and order == list(range(len(own) - first, 2 * len(own) - first)):
         return f"a swap of the maps: it is {names[1 - names.index(path)].rpartition('.')[2]}"
-    if len(set(order)) < len(order):
-        return f"repeated heads: {tuple(order)}"
-    return "" if order == list(range(first, first + len(own))) else f"an order of heads: {tuple(order)}"
+    return f"{'an order of' if len(set(order)) == len(order) else 'repeated'} heads: {tuple(order)}"
 
 
 def _split_heads(path: str, array: Any, reference: Arrays) -> Any:
     """Return an array with all heads on its first axis; None if the point has no heads."""
     axes = axes_of(path, reference)
-    names = axes.names
-    if not set(names) & set("HKp"):
-        return None
     # the halves of a joined value are heads too, in the original order (half, head)
-    front = sorted((i for i, n in enumerate(names) if n in "HKp"), key=lambda i: names[i] != "p")
-    rest = [i for i in range(len(names)) if i not in front]
-    heads = array.reshape(axes.sizes).transpose(front + rest)
+    front = sorted((i for i, n in enumerate(axes.names) if n in "HKp"), key=lambda i: axes.names[i] != "p")
+    if not front:
+        return None
+    heads = array.reshape(axes.sizes).transpose(front + [i for i in range(len(axes.names)) if i not in front])
     return heads.reshape(-1, *heads.shape[len(front) :])
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.errors import CheckpointError
 from refdiff.model.variants import VARIANTS
-from refdiff.oracle.divergence.expected import Expected, expect, unit_roundoff
+from refdiff.oracle.divergence.expected import Expected, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arrange, axes_of, separate_maps
 from refdiff.oracle.divergence.report import Divergence, Stage
 from refdiff.oracle.printing import list_first
-from refdiff.oracle.rounding import FORMATS, U32
+from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.trace.known_points import Flow, canonical_names, near_point
+from refdiff.oracle.trace.known_points import canonical_names, near_point
 from refdiff.oracle.trace.points import LSE_UNITS
 from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
@@ -43,7 +39,7 @@ def first_divergence(
     A point is wrong if a row or number has a larger error than rounding explains, or all rows together have a factor.
 
     Args:
-        mine, ref: a `Trace`, a dict of arrays or a file (`read_trace`); refdiff recorded `ref`.
+        mine, ref: a `Trace`, a dict of arrays or a file (`read_trace`); refdiff recorded `ref`, whose run is repeated.
         mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error is
             charged to the point that made it. "free": from the inputs of the run, so that errors add up.
         aliases: your names → points, beside the names of transformers, unilm, timm, vLLM and llama.cpp.
@@ -51,73 +47,60 @@ def first_divergence(
         model: the model of `ref`, needed if its file names no model that can be found.
 
     Raises:
-        ValueError: a trace is empty, nothing in `mine` is a point of `ref`, an alias names no point, or an argument has
-            another value than the above.
+        ValueError: `mine` is empty, nothing in it is a point of `ref`, an alias names no point, the run of `ref` cannot
+            be repeated, or an argument has another value than the above.
     """
     if mode not in ("local", "free"):
         raise ValueError(f"mode: got {mode!r}, expected one of local, free")
     if precision not in ("auto", *FORMATS):
         raise ValueError(f"precision: got {precision!r}, expected auto or one of {', '.join(FORMATS)}")
     aliases = aliases or {}
-    with _naming_files(mine, ref):
-        reference, given = read_trace(ref, model=model), read_trace(mine)
-        for trace, whose in ((given, "under test"), (reference, "of the reference")):
-            if not trace:
-                raise ValueError(f"the trace {whose} is empty: it has no array of any point")
-        apart = [*_input_differences(given.inputs, reference.inputs)]
-        apart += _metadata_differences(given.about, reference.about)
-        reference = _rerun_reference(reference)
-        names = canonical_names(given, reference, aliases)
-        points = separate_maps({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
-        known = {path: points[path] for path in reference if path in points}
-        for own in aliases.keys() & given.keys():
-            if names[own] in points and names[own] not in reference:
-                hint = near_point(aliases[own], reference) or ":"
-                raise ValueError(
-                    f"aliases: {own!r} is {aliases[own]!r}, which is no point of the reference{hint} it has "
-                    f"{list_first([*reference], 4)}"
-                )
-        if not known:
-            listed = f"it has {list_first([*given], 4)}, the reference {list_first([*reference], 4)}"
-            raise ValueError(
-                f"none of the names in the trace is a point of the reference: {listed}{_near_name(given, reference)}"
-            )
-        precision = precision_of(known) if precision == "auto" else precision
-        used = {name for name, path in names.items() if path in known or path not in points}  # or split into maps
-        unknown = tuple(name for name in given if name not in used)
-        return replace(_compare_points(known, reference, mode, precision, unknown), apart=tuple(apart))
+    reference, given = read_trace(ref, model=model), read_trace(mine)
+    if not given:
+        raise ValueError("the trace under test is empty: it has no array of any point")
+    run = reference.run
+    if run is None:
+        raise ValueError("the run of the reference cannot be repeated: its model is not here; give the model")
+    apart = _input_differences(given.inputs, reference.inputs)
+    reference = replace(reference, points=_repeat(run))
+    names = canonical_names(given, reference, aliases)
+    points = separate_maps({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
+    known = {path: points[path] for path in reference if path in points}
+    for own in aliases.keys() & given.keys():
+        if names[own] in points and names[own] not in reference:
+            hint = near_point(aliases[own], reference)
+            raise ValueError(f"aliases: {own!r} is {aliases[own]!r}, which is no point of the reference{hint}")
+    if not known:
+        hints = (f"; {name!r}{hint}" for name in list(given)[:20] if (hint := near_point(name, reference)))
+        raise ValueError(
+            f"none of the names in the trace is a point of the reference: it has {list_first([*given], 4)}, the "
+            f"reference {list_first([*reference], 4)}{next(hints, '')}"
+        )
+    precision = precision_of(known) if precision == "auto" else precision
+    used = {name for name, path in names.items() if path in known or path not in points}  # or split into maps
+    unknown = tuple(name for name in given if name not in used)
+
+    def padding(path: str, value: Floats) -> NDArray[np.bool_] | None:
+        return _padding(path, value, reference)
+
+    arrays = {path: arrange(array, path, reference) for path, array in known.items()}
+    fitting = {path: array for path, (array, _) in arrays.items() if array is not None}
+    expected = expect(run, fitting, precision, local=mode == "local", padding=padding)
+    stages = [_stage(path, arrays, expected, reference) for path in reference]
+    wrong = next((s.path for s in stages if s.status in ("differs", "equal up to")), None)
+    return Divergence(wrong, mode, precision, tuple(stages), unknown, tuple(apart))
 
 
-@contextlib.contextmanager
-def _naming_files(*sources: Source) -> Iterator[None]:
-    """Prefix errors with the names of the files."""
-    try:
-        yield
-    except CheckpointError:  # it names its file
-        raise
-    except ValueError as error:
-        files = dict.fromkeys(str(source) for source in sources if isinstance(source, str | os.PathLike))
-        raise (ValueError(f"{', '.join(files)}: {error}") if files else error) from None
-
-
-def _near_name(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """Return a hint for the first name that resembles a point's."""
-    hints = ((name, near_point(name, reference)) for name in list(given)[:20])
-    return next((f"; {name!r}{hint}" for name, hint in hints if hint), "")
-
-
-def _rerun_reference(reference: Trace) -> Trace:
-    """Return the reference with every point in float64; unchanged if it cannot be run again."""
-    if reference.run is None:
-        return reference
+def _repeat(run: Callable[..., None]) -> dict[str, NDArray[Any]]:
+    """Return every point of a run in float64."""
     points: dict[str, NDArray[Any]] = {}
 
     def keep(path: str, value: Any, **_: Any) -> Any:
         points[path] = np.array(value, dtype=np.float64)
         return value
 
-    reference.run(keep, maps=True)
-    return replace(reference, points=points)
+    run(keep, maps=True)
+    return points
 
 
 def _interleaved(reference: Trace) -> bool:
@@ -126,23 +109,6 @@ def _interleaved(reference: Trace) -> bool:
         return bool(reference.about["spec"]["pairing"] == "interleaved")
     model_type = reference.about.get("config", {}).get("model_type")
     return any(variant.pairing == "interleaved" for variant in VARIANTS.values() if variant.model_type == model_type)
-
-
-def _compare_points(
-    known: dict[str, NDArray[Any]], reference: Trace, mode: str, precision: str, unknown: tuple[str, ...]
-) -> Divergence:
-    arrays = {path: arrange(array, path, reference) for path, array in known.items()}
-    fitting: dict[str, Floats] = {path: array for path, (array, _) in arrays.items() if array is not None}
-    if reference.run is None:
-        expected, mode = _expect_recorded(fitting, reference, precision), "recorded"
-    else:
-        expected = expect(
-            reference.run, fitting, precision, local=mode == "local",
-            padding=lambda path, x: _padding(path, x, reference),
-        )  # fmt: skip
-    stages = [_stage(path, arrays, expected, reference) for path in reference]
-    bad = next((s.path for s in stages if s.status in ("differs", "equal up to")), None)
-    return Divergence(bad, mode, precision, tuple(stages), unknown)
 
 
 def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | None:
@@ -174,60 +140,19 @@ def _stage(path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected
     for other, log in LSE_UNITS.items() if path.rpartition(".")[2].startswith("lse") and not found.ok else ():
         if (converted := point.compare(array * (log / LSE_UNITS[base]))).ok:  # another base is no mistake
             found, said = converted, f"to the base {other}, not {base}"
-    numbers = (found.ratio, found.row, found.error, found.size, point.unseen)
+    numbers = (found.ratio, found.row, found.error, found.size)
     if found.ok:
         return Stage(path, "equal", said, *numbers)
     if said := explanation(path, array, expected, reference):
         return Stage(path, "equal up to", said, *numbers)
-    if found.worst is not None and found.worst.name == "slope":
-        return Stage(path, "differs", f"{found.worst.value:.2g} too large or too small on the whole", *numbers)
-    unit_note = " (root mean squares of the worst row)" if array.ndim else ""
-    said = f"off by {found.error:.2g} where it should be {found.size:.2g}{unit_note}"
     if np.isinf(found.ratio):
         said = f"{found.error:g} where it should be {found.size:g}"
+    elif found.worst is not None and found.worst.name == "slope":
+        said = f"{found.worst.value:.2g} too large or too small on the whole"
+    else:
+        unit_note = " (root mean squares of the worst row)" if array.ndim else ""
+        said = f"off by {found.error:.2g} where it should be {found.size:.2g}{unit_note}"
     return Stage(path, "differs", said, *numbers)
-
-
-def _expect_recorded(given: Mapping[str, Floats], reference: Trace, precision: str) -> dict[str, Expected]:
-    """Return the reference's recorded arrays as expected values, if the run cannot be repeated.
-
-    The relative error of a point may be `error_growth` times that of the points that it is computed from.
-    """
-    expected: dict[str, Expected] = {}
-    levels: dict[str, float] = {}
-    limits, unit, flow = THRESHOLDS.trace, unit_roundoff(precision), Flow(reference)
-    for path, array in reference.items():
-        wide = array.astype(np.float64)
-        size = _rms(wide)
-        known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
-        level = max(known, default=limits.recorded_units * unit)
-        allowed = limits.error_growth / limits.rows.row * level * size * _norm_gain(path, reference, flow)
-        hidden = _padding(path, wide, reference)
-        # sums may be in another order, so that all rows may have a factor
-        expected[path] = Expected(wide, precision, allowed, limits.error_growth * level, hidden)
-        if path not in given:
-            level = math.hypot(level, limits.recorded_units * min(unit, U32))  # sums are added in another order
-        elif size:
-            off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
-            level = off if level < off <= limits.error_growth * level else level
-        levels[path] = level
-    return expected
-
-
-def _norm_gain(path: str, reference: Trace, flow: Flow) -> Floats:
-    """Return by how much a norm enlarges the error of each row: small rows more than others; 1 for other points."""
-    given = [reference[parent] for parent in flow.parents(path)]
-    if "norm" not in path.rpartition(".")[2] or [x.shape for x in given] != [reference[path].shape]:
-        return np.ones(())
-    rows = given[0].astype(np.float64)
-    sizes = np.sqrt(np.mean(rows**2, axis=-1))
-    ratio: Floats = np.maximum(_rms(rows) / np.where(sizes > 0, sizes, np.inf), 1.0)
-    return ratio
-
-
-def _rms(x: Floats) -> float:
-    finite = x[np.isfinite(x)]
-    return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
 
 
 def precision_of(points: Mapping[str, NDArray[Any]]) -> str:
@@ -252,14 +177,11 @@ def _narrowest_type(x: NDArray[Any]) -> str:
     """Return the narrowest known type that represents all numbers of a float32 or float64 array."""
     if x.dtype.name in ("bfloat16", "float16") or x.size < THRESHOLDS.trace.min_widened:
         return x.dtype.name
-    finite = x[np.isfinite(x)]
-    with np.errstate(over="ignore"):
-        single = finite.astype(np.float32)
-        if not np.array_equal(single, finite):
-            return "float64"
-        if not (single.view(np.uint32) & 0xFFFF).any():
-            return "bfloat16"
-        return "float16" if np.array_equal(single.astype(np.float16), single) else "float32"
+    finite = x[np.isfinite(x)].astype(np.float64)
+    for name in ("bfloat16", "float16", "float32"):
+        if np.array_equal(round_to(finite, name), finite):
+            return name
+    return "float64"
 
 
 def _input_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
@@ -276,27 +198,9 @@ def _input_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[
         what = "tokens" if name == "input_ids" else name
         if x.shape != y.shape:
             said = f"the two runs have {what} of different shapes, {x.shape} and {y.shape}"
-            if name == "input_ids":
-                raise ValueError(f"{said}; record the same text in both")
-            found.append(said)
-        elif not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
+            raise ValueError(f"{said}; record the same text in both")
+        if not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
             unlike = np.flatnonzero((x != y).reshape(-1, x.shape[-1]).any(axis=0)) if x.ndim else x
             since = f" from position {unlike[0]}" if name == "input_ids" and len(unlike) else ""
             found.append(f"the two runs have different {what}{since}")
-    return found
-
-
-def _metadata_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
-    """Say how the models or specs of two recordings differ, as far as both are known."""
-    found = []
-    for part, what in (("config", "models"), ("spec", "specs")):
-        x, y = mine.get(part, {}), ref.get(part, {})
-        names = [name for name in sorted({*x, *y}) if x and y and x.get(name) != y.get(name)]
-        if names:
-            other = list_first([f"{name} ({x.get(name)} and {y.get(name)})" for name in names], 4)
-            found.append(f"recorded of {what} of different {other}")
-    for part, what in (("dtype", "in"), ("model", "of the model")):
-        x, y = mine.get(part), ref.get(part)
-        if None not in (x, y) and x != y and not found:
-            found.append(f"recorded {what} {x}, the reference {what} {y}")
     return found

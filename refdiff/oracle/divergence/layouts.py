@@ -62,14 +62,7 @@ def arrange(array: NDArray[Any], path: str, reference: Mapping[str, NDArray[Any]
     wide = array.astype(np.float64)
     shape = reference[path].shape
     if path.rpartition(".")[2] in ("cos", "sin"):
-        wide = _drop_repetition(wide, shape[-1])
-        single = [n for n in shape[1:] if n != 1]
-        if shape[0] > 1 and [n for n in wide.shape if n != 1] == single:  # the same for all sequences
-            wide = np.broadcast_to(wide.reshape(1, *shape[1:]), shape)
-        if shape[0] == 1 and wide.ndim and len(wide) > 1 and [n for n in wide.shape[1:] if n != 1] == single:
-            if not np.array_equal(wide[1:], wide[:-1], equal_nan=True):
-                return None, "has different angles for each sequence: record the reference with this run's position_ids"
-            wide = wide[:1]
+        wide = _angles(wide, shape)
     if wide.shape == shape:
         return wide, ""
     found = [(a, order) for a, order in arrangements(wide, axes) if a.shape == shape]
@@ -110,14 +103,18 @@ def _is_merge(fine: list[int], coarse: list[int]) -> bool:
     return position == len(fine)
 
 
-def _drop_repetition(x: Floats, n: int) -> Floats:
-    """Return cos or sin of each angle once, if it is repeated for both dimensions of a rotated pair."""
+def _angles(x: Floats, shape: tuple[int, ...]) -> Floats:
+    """Return cos or sin of each angle once: of rotated pairs and of sequences with the same positions."""
+    n = shape[-1]
     if x.shape[-1:] == (2 * n,):
-        if np.array_equal(x[..., :n], x[..., n:], equal_nan=True):
-            return x[..., :n]
-        if np.array_equal(x[..., 0::2], x[..., 1::2], equal_nan=True):
-            return x[..., 0::2]
-    return x
+        for half, other in ((x[..., :n], x[..., n:]), (x[..., 0::2], x[..., 1::2])):
+            if np.array_equal(half, other, equal_nan=True):
+                x = half
+                break
+    if x.ndim == 2 and shape[0] > 1 and x.shape == (shape[2], n):
+        return np.broadcast_to(x, shape)
+    same = shape[0] == 1 and x.ndim > 2 and np.array_equal(x, np.broadcast_to(x[:1], x.shape), equal_nan=True)
+    return x[:1] if same else x
 
 
 def _distance(x: Floats, y: Floats) -> float:
@@ -131,7 +128,7 @@ def separate_maps(
 ) -> dict[str, NDArray[Any]]:
     """Split arrays that have the heads of both maps (`scores`, `probs`, `attn`, `lse`) into one for each map.
 
-    `kq`, llama.cpp's scores, are divided by √d. `attn11` and `attn12`, vLLM's halves of attn1, are concatenated.
+    `kq`, llama.cpp's scores, are divided by √d.
     """
     found = dict(points)
     for path, array in points.items():
@@ -148,12 +145,6 @@ def separate_maps(
         elif f"{at}{name}1{repetition}" in reference:
             found.pop(path)
             found |= _split_maps(array, f"{at}{name}", repetition, reference, interleaved)
-    for path in [p for p in found if p.endswith("attn11")]:
-        at = path.removesuffix("attn11")
-        for i in "12":
-            parts = [found.pop(f"{at}attn{i}{j}", None) for j in "12"]
-            if all(part is not None for part in parts):
-                found[f"{at}attn{i}"] = np.concatenate(parts, axis=-1)  # type: ignore[arg-type]
     return found
 
 

@@ -18,7 +18,6 @@ _LAYER = re.compile(r"layers\.\d+")
 MODES = {
     "local": "each point computed from those before it in this run",
     "free": "each point computed from the inputs of the run",
-    "recorded": "each point compared with the reference's numbers: its model is not here, or it had a cache",
 }
 
 
@@ -29,7 +28,6 @@ class Stage:
     status: "equal", "equal up to" something, "differs", or "missing" in the run under test. what: the order of axes if
     it is not the usual one, what the point is equal up to, or how it differs. ratio: the error of the worst row over
     its limit. row: the index of that row. error, size: root mean squares of its error and of its expected value.
-    unseen: a factor on the whole point within 1 ± this would not be detected.
     """
 
     path: str
@@ -39,17 +37,15 @@ class Stage:
     row: tuple[int, ...] = ()
     error: float = 0.0
     size: float = 0.0
-    unseen: float = 0.0
 
 
 @dataclass(frozen=True)
 class Divergence:
     """The result of `first_divergence`; true if something diverges.
 
-    path: the first wrong point, or None. mode: "local", "free", or "recorded" if the run could not be repeated and was
-    compared with the recorded arrays of the reference. precision: the type that the run computes in. stages: every
-    point of the reference in order. unknown: names of the run under test that are no point. apart: differences between
-    the two recordings, such as other tokens.
+    path: the first wrong point, or None. mode: "local" or "free". precision: the type that the run computes in.
+    stages: every point of the reference in order. unknown: names of the run under test that are no point. apart:
+    differences between the two recordings, such as other tokens.
     """
 
     path: str | None
@@ -99,7 +95,7 @@ class Divergence:
             if len(kinds) > MAX_NAMED + 1:
                 kinds[MAX_NAMED:] = [f"and {len(kinds) - MAX_NAMED} more kinds"]
             absent = [f"not in the trace: {', '.join(kinds)}"] if kinds else []
-            return [*absent, "", "nothing diverges", f"  {_sensitivity_note(compared)}"]
+            return [*absent, "", "nothing diverges"]
         lines = ["", f"first divergence: {self.path}", f"  {self.first.what}"]
         if self.first.row:
             times = f", {self.first.ratio:.3g} times what rounding explains" if self.first.ratio < float("inf") else ""
@@ -128,16 +124,6 @@ class Divergence:
         said = {"diverges": bool(self), "path": self.path, "what": self.first.what if self.first else ""}
         more = {"apart": list(self.apart), "mode": self.mode, "precision": self.precision}
         return {**said, **more, "stages": stages, "unknown": list(self.unknown)}
-
-
-def _sensitivity_note(compared: list[Stage]) -> str:
-    """Say which factors on a point would not have been detected."""
-    least, most = (f(compared, key=lambda s: s.unseen) for f in (min, max))
-    within = "of any size" if most.unseen == float("inf") else f"within 1 ± {most.unseen:.2g}"
-    return (
-        f"a factor on all of one point would not be seen within 1 ± {least.unseen:.2g} at best; at worst {within}, "
-        f"at {most.path}"
-    )
 
 
 def _layer(path: str) -> str:

@@ -26,13 +26,6 @@ _ATTENTION_NAMES = {
     "subln": "groupnorm",  # unilm
     "sub_norm": "groupnorm",  # timm
     "sub_ln": "groupnorm",
-    "query_rope": "q_rope",
-    "key_rope": "k_rope",
-    "lambda": "lambda_full",
-    "lambda_": "lambda_full",
-    "attn_weights": "probs",
-    "attn_weights1": "probs1",
-    "attn_weights2": "probs2",
 }
 _LAYER_NAMES = {
     "self_attn_layer_norm": "input_layernorm",  # unilm
@@ -89,14 +82,11 @@ def path_prefix(points: Iterable[str]) -> str:
 def near_point(name: str, points: Iterable[str]) -> str:
     """Return a hint for a name that is no point: ", did you mean 'attn1'?", or "".
 
-    The last part of the name is compared with the points of the same module. A name without a module, `atn1`, is
-    compared with the last parts of all points; the hint has the first point with the nearest one.
+    The last part of the name is compared with those of the points of the same module, or of all points without one.
     """
-    known, (head, _, last) = list(points), name.rpartition(".")
-    siblings = [path for path in known if path.rpartition(".")[0] == head]
-    if not siblings and (hint := did_you_mean(name, known, ", ")):
-        return hint
-    by_last = {path.rpartition(".")[2]: path for path in reversed(siblings if head and siblings else known)}
+    head, _, last = name.rpartition(".")
+    some = [path for path in points if path.rpartition(".")[0] == head or not head]
+    by_last = {path.rpartition(".")[2]: path for path in reversed(some)}
     return did_you_mean(last, by_last, ", ", show=lambda near: repr(by_last[near]))
 
 

@@ -21,7 +21,6 @@ from refdiff.arrays import Array, namespace, to_numpy
 from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.layers.plain_heads import concat_heads
-from refdiff.memory import physical_memory
 from refdiff.oracle.rounding import U32
 from refdiff.oracle.trace.known_points import path_prefix
 from refdiff.oracle.truth.attention_operands import log_sum_exp
@@ -52,25 +51,6 @@ def _visit_result(point: str) -> Callable[..., Array]:
         return self._visit(self._prefix + point, function(*args, **kwargs))
 
     return show
-
-
-COPIES_HELD = 5
-"""How often a comparison holds each number, at least: both runs, the expected values, and the errors of a run with
-rounding. The peak was 4.8 times the numbers of a model of 400 tokens, and 7.1 times those of an attention alone
-(tracemalloc)."""
-
-
-def check_memory(numbers: int) -> None:
-    """Refuse a run with more float64 numbers than the machine can hold `COPIES_HELD` times.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    needed, memory = 8 * COPIES_HELD * numbers, physical_memory()
-    if needed > memory:
-        raise ValueError(
-            f"its points take {needed:,} bytes, expected at most the {memory:,} of this machine; record fewer tokens"
-        )
 
 
 class Points:
@@ -214,8 +194,6 @@ class Points:
     ) -> Array:
         """Visit the points of one map, and return its product with V."""
         xp = namespace(q, k, v)
-        if not self._whole:
-            check_memory((4 if number else 2) * math.prod(q.shape[:3]) * k.shape[2])  # scores and probabilities
         scores, see = attention_scores(q, k, mask, bias, causal=causal)
         hidden = None if see is None else ~np.broadcast_to(to_numpy(see), scores.shape)
         scores = self._visit(f"{self._prefix}scores{number}", scores, hidden=hidden, terms=q.shape[-1])

@@ -22,13 +22,10 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
 from refdiff.backends import overlay
-from refdiff.checkpoint_files import last_checkpoint
 from refdiff.errors import CheckpointError
 from refdiff.messages import show_value
-from refdiff.model.commit import is_pending
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.pretrained import PreTrainedModel
-from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import ARCHITECTURES, flatten, nest
 from refdiff.oracle.inputs.arrays import any_array, read_arrays, write_arrays
 from refdiff.oracle.inputs.resolve import resolve_spec
@@ -36,7 +33,7 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace.known_points import near_point
-from refdiff.oracle.trace.points import Points, Visit, check_memory
+from refdiff.oracle.trace.points import Points, Visit
 from refdiff.oracle.truth.attention_operands import truth_ops
 from refdiff.oracle.truth.forward import forward
 
@@ -78,9 +75,6 @@ class Trace(Mapping[str, NDArray[Any]]):
         if path in self.points:
             return self.points[path]
         raise KeyError(f"{path!r} is no point of this trace{near_point(path, self.points)}")
-
-    def __contains__(self, path: object) -> bool:
-        return path in self.points
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.points)
@@ -139,8 +133,7 @@ def trace(of: PreTrainedModel | Spec | str, inputs: Any = None, *, maps: bool = 
     model(**call)  # type: ignore[operator]
     kept = {name: x for name, x in call.items() if name in ARRAYS}
     rerun = None if call.get("cache") is not None else ModelRun(of, kept)
-    config = json.loads(json.dumps(of.config.to_dict()))  # the same as after reading it from a file
-    about = {"model": of.source, "class": of.architecture, "dtype": of.dtype, "config": config}
+    about = {"model": of.source, "class": of.architecture, "dtype": of.dtype, "config": _as_json(of.config)}
     return Trace(points, kept, about, rerun)
 
 
@@ -152,8 +145,6 @@ class ModelRun:
         self._exact: PreTrainedModel | None = None
 
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
-        if maps:
-            self._check_memory()
         if self._exact is None:
             # matrices are cast to float64 only when they are used: all of them at once would take twice the memory
             flat = {name: to_numpy(x) for name, x in flatten(self._of.params).items()}
@@ -163,14 +154,6 @@ class ModelRun:
         ops = overlay(model.ops, lambda name, f: (lambda *x: f(*x).astype(np.float64)) if name == "embedding" else f)
         model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).wrap(ops)
         model(**self._call)  # type: ignore[operator]
-
-    def _check_memory(self) -> None:
-        """Refuse more tokens than there is memory for: in a file each may be one byte."""
-        c, shape = self._of.config, np.shape(self._call.get("input_ids", self._call.get("inputs_embeds", ())))
-        if len(shape) > 1:  # the model refuses other shapes
-            maps = 2 * shape[1] * c.num_attention_heads * VARIANTS[c.variant].query_heads  # scores and probabilities
-            layer = 6 * c.hidden_size + 3 * c.intermediate_size + maps
-            check_memory(shape[0] * shape[1] * (c.num_hidden_layers * layer + c.vocab_size))
 
 
 class SpecRun:
@@ -235,23 +218,16 @@ def _without_run(arrays: dict[str, Any]) -> Trace:
 
 
 def _has_config(folder: Path, config: Any) -> bool:
-    """Whether a folder has a model with this config.
-
-    The folder is named by a trace file, which may come from somebody else, so only the config is read from it.
-
-    Raises:
-        CheckpointError: a save was interrupted there, and loading the model would finish it.
-    """
+    """Whether a folder has a model with this config: a trace may come from somebody else, so no more is read."""
     try:
-        if not folder.is_dir():
-            return False
-        pending = is_pending(last_checkpoint(folder))
-        found = None if pending else DiffLlamaConfig.from_pretrained(folder).to_dict()
+        return folder.is_dir() and _as_json(DiffLlamaConfig.from_pretrained(folder)) == config
     except (CheckpointError, OSError, ValueError):
         return False
-    if pending:
-        raise CheckpointError(f"{folder}: has a save that was interrupted; load the model once, or name it yourself")
-    return bool(json.loads(json.dumps(found)) == config)
+
+
+def _as_json(config: DiffLlamaConfig) -> Any:
+    """Return the config as it is after reading it from a file."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _make_run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:

@@ -21,10 +21,6 @@ def of(tokens: Any = TOKENS, **fields: Any) -> Trace:
     return trace(small_model(**fields), tokens)
 
 
-def about(**fields: Any) -> Trace:
-    return Trace(REF.points, REF.inputs, REF.about | fields)
-
-
 def changed(at: int) -> np.ndarray:
     tokens = TOKENS.copy()
     tokens[1, at] += 1
@@ -64,15 +60,6 @@ def test_other_arguments() -> None:
     assert first_divergence(mine, ref).apart == ("the two runs have different attention_mask",)
 
 
-def test_other_models() -> None:
-    found = first_divergence(of(rms_norm_eps=0.1, rope_theta=500.0), REF)
-    assert found.apart[0].startswith("recorded of models of different rms_norm_eps (0.1 and 1e-05)")
-    assert first_divergence(about(model="a"), about(model="b")).apart == (
-        "recorded of the model a, the reference of the model b",
-    )
-    assert first_divergence(about(model="a"), about(model=None)).apart == ()
-
-
 def test_the_same_run(tmp_path: Path) -> None:
     REF.write(tmp_path / "a.safetensors")
     for mine in (REF, tmp_path / "a.safetensors", read_arrays(tmp_path / "a.safetensors")[0]):
@@ -84,6 +71,4 @@ def test_the_same_run(tmp_path: Path) -> None:
 
 def test_empty_traces() -> None:
     with pytest.raises(ValueError, match="the trace under test is empty: it has no array of any point"):
-        first_divergence({}, {})
-    with pytest.raises(ValueError, match="the trace of the reference is empty"):
-        first_divergence(REF, {})
+        first_divergence({}, REF)

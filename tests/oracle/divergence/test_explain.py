@@ -12,7 +12,6 @@ from refdiff.oracle import Spec, first_divergence, trace
 from refdiff.oracle.divergence.expected import Expected
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import arrange
-from refdiff.oracle.rounding.number_formats import round_to
 from tests.model.models import ids, small_model
 from tests.oracle.example_inputs import draw
 
@@ -43,9 +42,7 @@ ORDERS += [(name, "(5, 4, 7, 6)") for name in ("attn2", "probs2")]
 @pytest.mark.parametrize(
     ("name", "change", "up_to"),
     [
-        ("scores1", lambda x: math.sqrt(6) * x, "the factor 2.4495 = √d, d = 6: not scaled"),
-        ("scores1", lambda x: math.sqrt(2) * x, "the factor 1.4142 = √2: scaled by the root of half of d"),
-        ("scores1", lambda x: x / math.log(2), "the factor 1.4427 = log₂ e: for powers of two"),
+        ("scores1", lambda x: math.sqrt(6) * x, "the factor 2.4495"),
         ("scores1", lambda x: -x, "the factor -1"),
         *((name, lambda x: x[:, [1, 0, 3, 2]], f"an order of heads: {order}") for name, order in ORDERS),
         ("scores1", lambda x: of("scores2"), "a swap of the maps: it is scores2"),
@@ -65,13 +62,6 @@ def test_an_array_that_is_equal_up_to_a_change_is_explained(
     name: str, change: Callable[[np.ndarray], np.ndarray], up_to: str
 ) -> None:
     assert said(name, change(of(name))) == f"equal up to {up_to}"
-
-
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_weights_of_16_bits(kind: str) -> None:
-    path = "model.embed_tokens"
-    found = explanation(path, round_to(REF[path], kind), EXPECTED, REF)
-    assert found == f"equal up to weights that are rounded to {kind}: record the reference with --dtype {kind}"
 
 
 def test_a_factor_explains_most_of_an_error() -> None:
@@ -146,14 +136,6 @@ def test_arranged(path: str, change: object, how: str) -> None:
     assert np.array_equal(array.astype(np.float32), x)
 
 
-def test_halves_of_the_maps_as_vllm_has_them() -> None:
-    mine = dict(MODEL)
-    for i in "12":
-        mine[f"{LAYER_0}attn{i}1"], mine[f"{LAYER_0}attn{i}2"] = np.split(mine.pop(f"{LAYER_0}attn{i}"), 2, axis=-1)
-    found = first_divergence(mine, MODEL)
-    assert ({s.status for s in found.stages}, found.unknown) == ({"equal"}, ())
-
-
 def test_the_closest_layout_is_chosen_after_the_unchanged_one() -> None:
     ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
     array, how = arrange(ref["scores"][0, 0].T[None], "scores", ref)
@@ -162,19 +144,6 @@ def test_the_closest_layout_is_chosen_after_the_unchanged_one() -> None:
     array, how = arrange(np.swapaxes(ref["scores"], 2, 3), "scores", ref)
     assert how == ""
     assert not np.array_equal(array, ref["scores"])
-
-
-def test_angles_for_each_sequence() -> None:
-    """Of left padding the positions differ: the reference needs them, and then one array may serve all sequences."""
-    of, positions = small_model(), np.array([[0, 0, 1], [0, 1, 2]])
-    whole, own = (trace(of, ids(0, 2, 3), position_ids=x) for x in (None, positions))
-    cos = "model.rotary_emb.cos"
-    assert arrange(own[cos], cos, whole) == (
-        None, "has different angles for each sequence: record the reference with this run's position_ids"
-    )  # fmt: skip
-    array, said = arrange(whole[cos], cos, own)
-    assert said == ""
-    assert np.array_equal(array, np.concatenate([whole[cos]] * 2))
 
 
 def test_shapes_that_are_none_of_it() -> None:

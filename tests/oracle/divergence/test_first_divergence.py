@@ -69,11 +69,6 @@ def clean(dtype: str) -> tuple[dict[str, np.ndarray], Trace]:
     return run(of, inputs(), dtype), ref
 
 
-def recorded(ref: Trace) -> Trace:
-    """The reference without its model: what the file holds is all there is to compare with."""
-    return Trace(ref.points, ref.inputs, ref.about)
-
-
 @pytest.mark.subjects
 @pytest.mark.parametrize(
     ("mistake", "dtype"),
@@ -245,11 +240,9 @@ def test_an_alias_that_leads_nowhere() -> None:
     mine = {"mine": ref[path], "model.norm": ref["model.norm"]}
     assert not first_divergence(mine, ref, aliases={"mine": path, "not here": "nowhere"})
     with pytest.raises(
-        ValueError, match=rf"aliases: 'mine' is '{path[:-2]}', which is no .*, did you mean '{path[:-1]}[12]'. it"
+        ValueError, match=rf"aliases: 'mine' is '{path[:-2]}', which is no .*, did you mean '{path[:-1]}[12]'"
     ):
         first_divergence(mine, ref, aliases={"mine": path[:-2]})
-    with pytest.raises(ValueError, match=r"'mine' is 'zzz', which is no point of the reference: it has model\.embed"):
-        first_divergence(mine, ref, aliases={"mine": "zzz"})
 
 
 def test_precision_decides_what_is_allowed() -> None:
@@ -259,49 +252,7 @@ def test_precision_decides_what_is_allowed() -> None:
     assert first_divergence(widened, ref).precision == "bfloat16"
 
 
-def test_without_the_model() -> None:
+def test_a_reference_whose_model_is_not_here() -> None:
     mine, ref = clean("float32")
-    found = first_divergence(mine, recorded(ref))
-    assert (found.mode, found.path) == ("recorded", None)
-    assert "with the reference's numbers: its model is not here, or it had a cache" in " ".join(str(found).split())
-    mine, _ = mistaken("lambda_added")
-    assert first_divergence(mine, recorded(ref)).path == f"model.layers.{LAYER}.self_attn.diff"
-
-
-@pytest.mark.parametrize(("error", "found"), [(2.0**-18, None), (2.0**-10, "lm_head")])
-def test_points_that_are_not_there_round_without_the_model(error: float, found: str | None) -> None:
-    """Of the logits alone: all of a run's sums may be in another order."""
-    _, ref = prepared("hf", "float32")
-    right = ref["lm_head"].astype(np.float64)
-    noise = np.random.default_rng(0).normal(size=right.shape) * np.sqrt(np.mean(right**2))
-    mine = {"lm_head": (right + error * noise).astype(np.float32)}
-    assert first_divergence(mine, recorded(ref)).path == found
-
-
-def test_a_norm_magnifies_small_rows_without_the_model() -> None:
-    _, ref = prepared("hf", "float32")
-    at = f"model.layers.{LAYER}.self_attn."
-    points = {**ref, at + "diff": ref[at + "diff"].copy()}
-    points[at + "diff"][0, 0, 3] *= 1e-3
-    for row, found in ((3, None), (4, at + "groupnorm")):
-        mine = ref[at + "groupnorm"].copy()
-        mine[0, 0, row] += np.float32(1e-3) * mine[0, 0, row, ::-1]
-        assert first_divergence({at + "groupnorm": mine}, Trace(points, ref.inputs, ref.about)).path == found
-
-
-def test_a_file_may_list_a_point_before_what_it_comes_from() -> None:
-    _, ref = prepared("hf", "float32")
-    turned = Trace(dict(reversed(ref.points.items())), ref.inputs, ref.about)
-    assert not first_divergence(dict(turned.points), turned)
-    wrong = {**turned.points, "model.norm": turned.points["model.norm"] + 1}
-    assert first_divergence(wrong, turned).path == "model.norm"
-
-
-def test_an_error_elsewhere_excuses_nothing_without_the_model() -> None:
-    """Queries that are off by 2⁻²⁰ say nothing of values off by 2⁻¹⁷, though they stand before them."""
-    _, ref = prepared("hf", "float32")
-    at = "model.layers.1.self_attn."
-    mine = {path: x.astype(np.float32) for path, x in ref.items()}
-    mine[at + "q_proj"] = mine[at + "q_proj"] * np.float32(1 + 2.0**-20)
-    mine[at + "v_proj"] = mine[at + "v_proj"] * np.float32(1 + 2.0**-17)
-    assert first_divergence(mine, recorded(ref)).path == at + "v_proj"
+    with says(ValueError, "the run of the reference cannot be repeated: its model is not here; give the model"):
+        first_divergence(mine, Trace(ref.points, ref.inputs, ref.about))

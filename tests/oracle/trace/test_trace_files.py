@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ def test_a_model_is_run_again_where_it_is_there(tmp_path: Path, model: Any) -> N
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     read = read_trace(tmp_path / "run.safetensors")
     assert read.run is None
-    assert first_divergence(traced, read).mode == "recorded"
     for given in (tmp_path / "elsewhere", str(tmp_path / "elsewhere"), model):
         read = read_trace(tmp_path / "run.safetensors", model=given)
         close(run_again(read)["lm_head"], traced["lm_head"], FLOAT64 * 10)
@@ -66,18 +64,6 @@ def test_a_trace_names_the_folder_of_its_own_model_alone(tmp_path: Path, model: 
         about["model"] = str(tmp_path if change == "folder" else tmp_path / "model" / "config.json")
     dataclasses.replace(traced, about=about).write(tmp_path / "run.safetensors")
     assert read_trace(tmp_path / "run.safetensors").run is None
-
-
-def test_a_comparison_finishes_no_save_in_the_folder_of_the_model(tmp_path: Path, model: Any) -> None:
-    folder = tmp_path / "model"
-    trace(model, ids(0, 2, 5)).write(tmp_path / "run.safetensors")
-    (folder / ".refdiff-save").mkdir()
-    (folder / ".refdiff-save" / "files.json").write_text('{"files": ["config.json"]}')
-    files = sorted(folder.rglob("*"))
-    with pytest.raises(CheckpointError, match="has a save that was interrupted; load the model once, or name it"):
-        read_trace(tmp_path / "run.safetensors")
-    assert sorted(folder.rglob("*")) == files
-    assert read_trace(tmp_path / "run.safetensors", model=small_model()).run
 
 
 @pytest.mark.parametrize(
@@ -108,21 +94,6 @@ def test_inputs_that_the_model_does_not_take_name_the_file(tmp_path: Path, model
         dataclasses.replace(traced, inputs={**traced.inputs, "input_ids": bad}).write(path)
         with pytest.raises(CheckpointError, match=r"run\.safetensors: its run cannot be repeated: "):
             first_divergence(path, path)
-
-
-def test_more_tokens_than_there_is_memory_for_are_refused(
-    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file has one byte for each token, its run 8 bytes for each pair of tokens, head and layer."""
-    path, traced = tmp_path / "run.safetensors", trace(model, [[1, 2, 3]])
-    dataclasses.replace(traced, inputs={"input_ids": np.ones((1, 200_000), np.int8)}).write(path)
-    why = r"run\.safetensors: its run cannot be repeated: its points take [\d,]{14,} bytes, expected at most the [\d,]+"
-    with pytest.raises(CheckpointError, match=why):
-        first_divergence(traced.points, path)
-    trace(SPEC, spec_inputs()).write(path)
-    monkeypatch.setattr(sys.modules["refdiff.oracle.trace.points"], "physical_memory", lambda: 1_000)
-    with pytest.raises(CheckpointError, match=r"its points take 13,440 bytes, expected at most the 1,000 of"):
-        first_divergence(path, path)
 
 
 def test_a_trace_replaces_files_alone() -> None:
