@@ -33,7 +33,6 @@ class FitLimits:
     epsilon_range: tuple[float, float] = (1e-12, 1.0)  # models have 1e-6 to 1e-5
     theta_range: tuple[float, float] = (30.0, 1e8)  # models have 1e4 to 1e7
     softcap_range: tuple[float, float] = (0.05, 500.0)  # models have 30 to 50; a wrong unit makes it far smaller
-    query_offsets: tuple[int, ...] = (2, -2)  # those by 1 and −1 are deviations; no kernel is known that has 3
     rotary_shares: tuple[float, ...] = (1 / 4, 1 / 3, 1 / 2, 3 / 4)  # GPT-NeoX, MLA, GLM, Phi-4-mini
     lambda_range: tuple[float, float] = (-2.0, 3.0)  # models have 0 to 1; a missing sign or scale, twice that
     lambda_factors: tuple[float, float] = (0.02, 50.0)  # the same for a factor of λ
@@ -138,7 +137,6 @@ class Thresholds:
     same_function: float = 1e-9  # of the largest number
     listed_groups: int = 3  # of heads: larger specs have the same deviations (`gda`, `motif3`, `diff_v2`)
     listed_window: int = 24  # from 8 keys on they are the same
-    place_separation: float = 10.0  # E_r: nearer places of the truth cannot be told apart
     projection_ratio: float = 3.0  # of any order's projection
     min_projection: float = 0.1  # of the way: nobody's rounding errors are known better
     gradient_residual: float = 6.0  # in 3,163 kernels with one mistake the nearest gradient was within 1.4

@@ -15,7 +15,6 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes import Mistake, in_backward
 from refdiff.oracle.mistakes.catalogue import Call, Kernel, in_attention
-from refdiff.oracle.mistakes.in_inputs import query_positions
 from refdiff.oracle.mistakes.in_tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
 from refdiff.oracle.mistakes.kernel import compute, is_same_output
 from refdiff.oracle.mistakes.listed import (
@@ -147,29 +146,22 @@ def _layers(spec: Spec) -> Iterator[Hypothesis]:
     """Yield the layer whose λ_init the kernel uses, counted as in the spec, or from 0 if its λ_init is a constant."""
     has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
     constant = {"lambda_base": "depth", "lambda_init": None} if spec.lambda_base == "constant" else {}
-
-    def edit(kernel: Kernel, n: float) -> Kernel:
-        return replace(kernel, spec=kernel.spec.replace(**constant, layer=round(n)))
-
     if spec.lambda_form == "exp" or spec.out_scale in ("1 - lambda_init", "lambda_init"):
         what = f"λ_init is that of layer {{}}, where the {has}."
+        edit = partial(_set_fields, {**constant, "layer": round})
         yield Hypothesis("layer", what, "layer", edit, np.arange(LIMITS.distinct_layers + 1.0), round)
 
 
 def _choices(spec: Spec, inputs: Inputs, kind: str) -> Iterator[Hypothesis]:
     """Yield choices that no field of a spec is or that are too many for the catalogue: shifts, shares and tiles."""
-    if spec.rope != "none":
-        for by in LIMITS.query_offsets:
-            what = f"Queries are rotated by their position {by:+d}, and keys by theirs."
-            yield Hypothesis(f"query positions {by:+d}", what, "rope offset", partial(_shift_queries, by))
     if spec.rope != "none" and not spec.rope_parameters:
         for share in LIMITS.rotary_shares:
             for at in ("first", "last") if share * spec.head_dim >= 2 else ():
                 other = spec.replace(partial_rotary_factor=share, rotary_at=at)
                 if (other.rotary_dim, at) != (spec.rotary_dim, spec.rotary_at):
-                    words = f"RoPE rotates the {at} {other.rotary_dim} dimensions of each head"
-                    fields = {"partial_rotary_factor": share, "rotary_at": at}
-                    yield Hypothesis(f"rotary share {share:.4g} ({at})", f"{words}.", "rope dim", _set(fields))
+                    what = f"RoPE rotates the {at} {other.rotary_dim} dimensions of each head."
+                    edit = partial(_set_fields, {"partial_rotary_factor": share, "rotary_at": at})
+                    yield Hypothesis(f"rotary share {share:.4g} ({at})", what, "rope dim", edit)
     if (c := spec.softcap) is not None:
         for name, words, cap in (
             ("softcap_z_over_c_times_tanh", "(z / c) tanh(z / c)", lambda z: z / c * np.tanh(z / c)),
@@ -207,27 +199,25 @@ def _numbers(spec: Spec, inputs: Inputs) -> Iterator[Hypothesis]:
     for name, (words, low, high) in ranges.items():
         now = unit if name == "scale" else getattr(spec, name)
         has = "none" if now is None else f"{now:.4g}"
-        edit = partial(_set_number, name)
+        edit = partial(_set_fields, {name: math.exp})
         yield Hypothesis(name, f"{words}, where the spec has {has}.", name, edit, _log_grid(low, high))
-    what = "Scores are clipped at ±{:.4g}, where the spec has no such limit."
-    yield Hypothesis("score limit", what, "softcap", _clamp, _log_grid(*LIMITS.softcap_range))
     known = np.zeros(0) if spec.is_plain or is_layer(inputs) else np.unique(compute_lambda(spec, inputs, ops_for()))
     if known.size:
         now = f"{known[0]:.4g}" if len(known) == 1 else "one for each input, head or token"
         low, high = LIMITS.lambda_range
         grid = np.linspace(low, high, 2 * LIMITS.grid - 1)
-        yield Hypothesis("λ", f"λ is {{:.4g}}, where the spec has {now}.", "lambda form", _set_lambda, grid, float)
+        edit = partial(_set_lambda, lambda before, x: 0 * before + x)
+        yield Hypothesis("λ", f"λ is {{:.4g}}, where the spec has {now}.", "lambda form", edit, grid, float)
     if not spec.is_plain and len(known) != 1:
         grid = _log_grid(*LIMITS.lambda_factors)
-        yield Hypothesis("factor of λ", "λ is multiplied by {:.4g}.", "lambda factor", _scale_lambda, grid)
+        edit = partial(_set_lambda, lambda before, x: math.exp(x) * before)
+        yield Hypothesis("factor of λ", "λ is multiplied by {:.4g}.", "lambda factor", edit, grid)
     keys = inputs["k"].shape[2] if "k" in inputs else 0
-    if keys > 1 and "cu_seqlens_q" not in inputs:
+    if keys > 1 and "cu_seqlens_q" not in inputs and spec.causal != "none":
         now = "all keys" if spec.window is None else f"{spec.window}"
         what = f"A query sees {{}} keys, itself among them, where the spec has {now}."
-        edit = partial(_set_number, "window")
-        yield Hypothesis(
-            "window", what, "window", edit, _log_grid(1, keys, 2 * LIMITS.grid), _round_exp, in_pairs=False
-        )
+        edit, grid = partial(_set_fields, {"window": _round_exp}), _log_grid(1, keys, 2 * LIMITS.grid)
+        yield Hypothesis("window", what, "window", edit, grid, _round_exp, in_pairs=False)
 
 
 def factor(tensors: tuple[str, ...], own: Any = 1.0) -> Hypothesis:
@@ -235,66 +225,42 @@ def factor(tensors: tuple[str, ...], own: Any = 1.0) -> Hypothesis:
     which, what = ("all gradients", "All gradients are") if len(tensors) > 1 else (tensors[0], f"{tensors[0]} is")
     has = f" beside the {np.ravel(own)[0]:.4g} of the spec" if np.size(own) == 1 and np.all(own != 1) else ""
     what = f"{what} multiplied by {{:.5g}}{has}."
-    return Hypothesis(f"factor of {which}", what, f"factor {which}", partial(_multiply, tensors), None, float, tensors)
+    edit = finish(tensors, lambda x, value: value * x)
+    return Hypothesis(f"factor of {which}", what, f"factor {which}", edit, None, float, tensors)
 
 
-def _set(fields: dict[str, Any]) -> Edit:
-    return lambda kernel, _: replace(kernel, spec=kernel.spec.replace(**fields))
+def _set_fields(fields: dict[str, Any], kernel: Kernel, x: float) -> Kernel | None:
+    """Set fields of the spec, those that are functions to what they return for a coordinate."""
+    changed = {name: value(x) if callable(value) else value for name, value in fields.items()}
+    return replace(kernel, spec=kernel.spec.replace(**changed))
 
 
-def _set_number(name: str, kernel: Kernel, log: float) -> Kernel | None:
-    if name == "window":
-        if kernel.spec.causal == "none":
-            return None
-        return replace(kernel, spec=kernel.spec.replace(window=_round_exp(log)))
-    return replace(kernel, spec=kernel.spec.replace(**{name: math.exp(log)}))
-
-
-def _change_inputs(change: Callable[[Spec, Inputs], Kernel], kernel: Kernel, _: float) -> Kernel:
+def _change_inputs(change: Callable[[Spec, Inputs], Kernel], kernel: Kernel, _: float) -> Kernel | None:
     made = change(kernel.spec, kernel.inputs)
     return replace(kernel, spec=made.spec, inputs=made.inputs)
 
 
-def _shift_queries(by: int, kernel: Kernel, _: float) -> Kernel:
-    return replace(kernel, inputs={**kernel.inputs, "q_positions": query_positions(kernel.spec, kernel.inputs) + by})
-
-
-def _attention(name: str, axis: str, wrong: Callable[[Call], Any], kernel: Kernel) -> Kernel | None:
-    return in_attention(name, "", axis, wrong).apply(kernel)
-
-
-def _scale_lambda(kernel: Kernel, log: float) -> Kernel | None:
-    wrong = partial(_call_with_lambda, math.exp(log), 0.0)
-    return _attention("factor of λ", "lambda factor", wrong, kernel)
-
-
-def _set_lambda(kernel: Kernel, value: float) -> Kernel | None:
-    return _attention("λ", "lambda form", partial(_call_with_lambda, 0.0, value), kernel)
-
-
-def _call_with_lambda(times: float, plus: float, call: Call) -> Any:
-    return call(lambda_=times * call.lambda_ + plus)
-
-
-def _clamp(kernel: Kernel, log: float) -> Kernel | None:
-    limit = math.exp(log)
-    return _attention("score limit", "softcap", partial(_attend, lambda z: np.clip(z, -limit, limit)), kernel)
+def _set_lambda(change: Callable[[Any, float], Any], kernel: Kernel, x: float) -> Kernel | None:
+    return in_attention("λ", "", "", lambda call: call(lambda_=change(call.lambda_, x))).apply(kernel)
 
 
 def _replace_softcap(cap: Callable[[Numpy], Numpy], kernel: Kernel, _: float) -> Kernel | None:
+    def attend(call: Call) -> Any:
+        k1, k2, v = (np.repeat(x, call.q1.shape[1] // x.shape[1], axis=1) for x in (call.k1, call.k2, call.v))
+        (q1, k1), (q2, k2) = (transform_scores(q, k, cap) for q, k in ((call.q1, k1), (call.q2, k2)))
+        return call(q1=q1, k1=k1, q2=q2, k2=k2, v=v)
+
     kernel = replace(kernel, spec=kernel.spec.replace(softcap=None))
-    return _attention("softcap", "softcap", partial(_attend, cap), kernel)
+    return in_attention("softcap", "", "", attend).apply(kernel)
 
 
-def _attend(transform: Callable[[Numpy], Numpy], call: Call) -> Any:
-    k1, k2, v = (np.repeat(x, call.q1.shape[1] // x.shape[1], axis=1) for x in (call.k1, call.k2, call.v))
-    of_maps = ((call.q1, k1), (call.q2, k2))
-    (q1, k1), (q2, k2) = (transform_scores(q, k, transform) for q, k in of_maps)
-    return call(q1=q1, k1=k1, q2=q2, k2=k2, v=v)
+def finish(names: Sequence[str], change: Callable[[Numpy, float], Numpy]) -> Edit:
+    """Return the edit that changes some tensors in the end, by a coordinate."""
 
+    def edit(kernel: Kernel, x: float) -> Kernel:
+        return replace(kernel, finish=(*kernel.finish, lambda name, y: change(y, x) if name in names else y))
 
-def _multiply(names: tuple[str, ...], kernel: Kernel, value: float) -> Kernel:
-    return replace(kernel, finish=(*kernel.finish, lambda name, x: value * x if name in names else x))
+    return edit
 
 
 def _log_grid(low: float, high: float, n: int = LIMITS.grid) -> Numpy:

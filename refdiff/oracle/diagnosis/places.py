@@ -19,7 +19,6 @@ from refdiff.oracle.budget.statistics import (
     statistics,
 )
 from refdiff.oracle.diagnosis.region_format import (
-    AXIS_NAMES,
     Box,
     find_box,
     find_period,
@@ -110,9 +109,7 @@ def _describe_finite(
     """Describe where finite numbers are wrong, and where they are exactly zero."""
     lines = []
     if place is not None:
-        # where the numbers belong explains more than the shape of the place
-        why = _describe_misplaced(actual, b, place)
-        why = why or ", and ".join(filter(None, (_guess_cause(place, right_lse), _describe_factor(actual, b, place))))
+        why = ", and ".join(filter(None, (_guess_cause(place, right_lse), _describe_factor(actual, b, place))))
         lines.append(f"{prefix} wrong only in {place.text}; {REST_IN_BUDGET}{why and f': {why}'}")
     zeros = _find_zeros(actual, stored, b)
     if zeros is not None:
@@ -264,34 +261,6 @@ def _guess_token_cause(found: Numpy, whole: Numpy, *, alone: bool, right_lse: bo
         return f"it looks like {cause}, from token {first} on" if to_the_end else ""
     is_block = len(found) >= THRESHOLDS.min_block
     return "it looks like a tile not written, or written too early or late" if is_block else ""
-
-
-def _describe_misplaced(actual: Numpy, b: RowBudget, place: Place) -> str:
-    """Say that a box of the output holds numbers that belong elsewhere, along one axis; else ""."""
-    box, shape = place.box, b.rows.shape
-    if box is None or not place.is_shaped or place.columns is not None:
-        return ""
-    for n, axis in enumerate(place.axes):
-        for by in range(-int(box[n][0]), shape[n] - int(box[n][-1])):
-            source = tuple(some + by if m == n else some for m, some in enumerate(box))
-            if by and _matches(actual, b, box, source):
-                words = format_indices(AXIS_NAMES[axis], source[n], np.arange(shape[n]))
-                return f"it holds what belongs in {words or f'other {AXIS_NAMES[axis]}s'}, as after a wrong offset"
-    return ""
-
-
-def _matches(actual: Numpy, b: RowBudget, box: Box, source: Box) -> bool:
-    """Whether a box of the output equals the truth of the box `source`, and the truth of the two boxes differs."""
-    at, of = np.ix_(*box), np.ix_(*source)
-    known = ~b.doubtful[of] & (b.rows[of] > 0)
-    if not known.any():
-        return False
-    with np.errstate(invalid="ignore", over="ignore"):
-        off, apart = (
-            np.nan_to_num(safe_ratio(root_mean_square(x - b.expected[of]), b.rows[of])[known], nan=np.inf)
-            for x in (actual[at], b.expected[at])
-        )
-    return bool(np.max(off) <= LIMITS.row and np.median(apart) > THRESHOLDS.place_separation)
 
 
 def _describe_factor(actual: Numpy, b: RowBudget, place: Place) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.diagnosis.evidence import Case
-from refdiff.oracle.diagnosis.hypotheses import Hypothesis
+from refdiff.oracle.diagnosis.hypotheses import Hypothesis, finish
 from refdiff.oracle.diagnosis.region_format import format_rows
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
@@ -33,18 +33,12 @@ Change = Callable[[Numpy, Numpy, Numpy], Numpy]
 """What queries see (…, S) after a change, from what they see, their own keys (…, 1), and the numbers of all keys."""
 
 
-def _finish(names: Sequence[str], change: Callable[[Numpy], Numpy], kernel: Kernel, _: float) -> Kernel:
-    """Change some tensors in the end."""
-    return replace(kernel, finish=(*kernel.finish, lambda name, x: change(x) if name in names else x))
-
-
 def zeros(case: Case) -> Iterator[Hypothesis]:
     """Yield the hypothesis that the wrong tensors that are zero are zero."""
     names = [name for name in case.wrong if not case.actual[name].any()]
     if names:
         what = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} zero."
-        edit = partial(_finish, names, lambda x: 0 * x)
-        yield Hypothesis(f"{', '.join(names)} zero", what, "zero", edit)
+        yield Hypothesis(f"{', '.join(names)} zero", what, "zero", finish(names, lambda x, _: 0 * x))
 
 
 def head_orders(case: Case) -> Iterator[Hypothesis]:
@@ -58,7 +52,7 @@ def head_orders(case: Case) -> Iterator[Hypothesis]:
         if sorted(order) == list(range(len(order))) and order != sorted(order):
             said = ", ".join(map(str, order))
             what = f"The heads of {of} are right but in another order: head i is head ({said})[i] of the truth."
-            edit = partial(_finish, (of,), partial(np.take, indices=order, axis=1))
+            edit = finish((of,), lambda x, _, order=order: x[:, order])  # type: ignore[misc]
             yield Hypothesis(f"heads of {of} ordered {said}", what, "head order", edit)
 
 
@@ -104,7 +98,7 @@ def lost_keys(case: Case) -> Iterator[Hypothesis]:
 
 def key_changes(n: int) -> Iterator[tuple[str, Change]]:
     """Yield changes of what a query sees of n keys, the simplest first."""
-    for words, some in token_ranges(n, "key"):
+    for words, some in (*token_ranges(n, "key"), *tile_edges(n, "key")):
         yield f"{words} not seen", lambda see, own, s, some=some: see & ~some  # type: ignore[misc]
     yield "the key after a query's own seen", lambda see, own, s: see | (s == own + 1)
     for n_keys in TILE_SIZES:
@@ -117,12 +111,6 @@ def key_changes(n: int) -> Iterator[tuple[str, Change]]:
             lambda see, own, s, n=n_keys: see | ((s > own) & (s // n == own // n)),  # type: ignore[misc]
         )
     yield "a query's own key not seen", lambda see, own, s: see & (s != own)
-    for words, some in tile_edges(n, "key"):
-        yield f"{words} not seen", lambda see, own, s, some=some: see & ~some  # type: ignore[misc]
-        yield (
-            f"{words} not seen, but a query's own",
-            lambda see, own, s, some=some: see & (~some | (s == own)),  # type: ignore[misc]
-        )
 
 
 def _own_keys(spec: Spec, inputs: Inputs) -> Numpy:
@@ -281,11 +269,10 @@ def _next_power_of_two(x: float) -> int:
 
 def tile_edges(n: int, name: str) -> list[TokenSet]:
     """Return the first token of each tile, the same without the first tile, and the last token of each tile."""
-    i = np.arange(n)
-    found = []
+    i, found = np.arange(n), []
     for tile in (size for size in TILE_SIZES if size < n):
         of = f"{name} of each tile of {tile}"
-        found += [(f"the first {of}", i % tile == 0),
-                  (f"the first {of} after the first", (i % tile == 0) & (i > 0)),
-                  (f"the last {of}", i % tile == tile - 1)]  # fmt: skip
+        found.append((f"the first {of}", i % tile == 0))
+        found.append((f"the first {of} after the first", (i % tile == 0) & (i > 0)))
+        found.append((f"the last {of}", i % tile == tile - 1))
     return found

@@ -34,7 +34,6 @@ def asked(case: Case, at: Any, seen: bool) -> Ranking:
 
 EDGES = np.arange(31, T - 1, 32)
 QUERY, KEY = np.arange(T)[:, None], np.arange(T)[None]
-FIRST_KEYS = np.broadcast_to((KEY % 32 == 0) & (KEY > 0) & (KEY != QUERY), (6, T, T))
 SAME_TILE = np.broadcast_to(KEY // 16 == QUERY // 16, (6, T, T))
 
 
@@ -49,7 +48,6 @@ SAME_TILE = np.broadcast_to(KEY // 16 == QUERY // 16, (6, T, T))
         (np.s_[:, EDGES, EDGES + 1], True, "bottom_right", "the key after a query's own seen, in tokens"),
         (np.s_[..., 0:T:32], False, "none", "the first key of each tile of 32 not seen, in every head"),
         (np.s_[..., 16:T:16], False, "none", "the first key of each tile of 16 after the first not seen, in"),
-        (FIRST_KEYS, False, "bottom_right", "the first key of each tile of 32 after the first not seen, but a"),
         (np.s_[1, :, 31:T:32], False, "none", "the last key of each tile of 32 not seen, in head 1"),
         (SAME_TILE, True, "bottom_right", "every key of the tile of 16 that has a query's own seen, in"),
     ],
