@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from refdiff.cli.flags import Number, UsageError, add_common
+from refdiff.cli.flags import Number, UsageError, add_common, refuse
 from refdiff.cli.parser import Parser
 from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
 from refdiff.cli.terminal import print_report, waiting
@@ -15,13 +15,17 @@ from refdiff.cli.terminal import print_report, waiting
 def add_arguments(parser: Parser) -> None:
     parser.description = (
         "Judge a kernel that somebody else submits. KERNEL is a file of Python with a function kernel(spec, inputs) or "
-        "kernel(inputs), which runs in a process of its own, on inputs drawn for this run."
+        "kernel(inputs), or a shared library (.so, .dylib) with a function of the type in refdiff_kernel.h. It runs in "
+        "a process of its own, on inputs drawn for this run."
     )
     parser.examples = """
 refdiff judge kernel.py --spec hf_diffllama --recipe bfloat16
 refdiff judge kernel.py:attention --profile natural --profile tiles --json
+refdiff judge kernel.so --symbol attend --spec attention
 """
     parser.add_argument("file", metavar="KERNEL", help="the file, or FILE.py:FUNCTION")
+    parser.add_argument("--symbol", metavar="NAME", help="function of a shared library (default: kernel)")
+    parser.add_argument("--gradients", action="store_true", help="the function of a library computes gradients")
     add_spec(parser, "hf_diffllama", layer="2; in a JSON file: 0")
     parser.add_argument("--recipe", metavar="NAME_OR_FILE", default="float32", help="the kernel's types")
     add_profile(parser, "all")
@@ -68,9 +72,14 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.oracle.submission import judge_file
     from refdiff.oracle.submission.process import ProcessLimits
 
-    path, _, function = args.file.rpartition(":") if ":" in args.file else (args.file, "", "kernel")
-    if not function.isidentifier():
-        raise UsageError(f"KERNEL: got {args.file!r}, expected FILE.py or FILE.py:FUNCTION")
+    path, colon, function = args.file.rpartition(":")
+    if not colon:
+        path, function = args.file, args.symbol or "kernel"
+    elif not function.isidentifier():
+        raise UsageError(f"KERNEL: got {args.file!r}, expected FILE.py or FILE.py:FUNCTION, or a shared library")
+    if colon or path.endswith(".py"):
+        why = "for a shared library; FILE.py:FUNCTION names a function, which computes gradients if it takes dout"
+        refuse(why, {"--symbol": args.symbol, "--gradients": args.gradients})
     spec, _ = spec_of(args, None, small_spec)
     what = ["starting the kernel"]
     with waiting(lambda: what[-1], quiet=args.quiet):
@@ -79,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
             spec,
             recipe=recipe_of(args.recipe),
             function=function,
+            gradients=args.gradients,
             profiles=args.profile or PROFILES,
             sizes=args.size,
             seed=args.seed,

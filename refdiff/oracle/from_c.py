@@ -1,4 +1,7 @@
-"""Kernels in C, or in any language that makes a shared library, by the interface in `refdiff_kernel.h`."""
+"""Kernels in C, or in any language that makes a shared library, by the interface in `refdiff_kernel.h`.
+
+A submitted kernel's process runs a copy of this file, without refdiff.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from refdiff.oracle.inputs import gradient_names, is_layer
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.forward import out_shape
 
 HEADER = Path(__file__).parent / "refdiff_kernel.h"
 """The header to include."""
@@ -59,18 +58,20 @@ def from_c(library: str | os.PathLike[str], symbol: str, *, gradients: bool = Fa
         raise ValueError(f'symbol: {os.fspath(library)} has no function {symbol!r}; C++ needs extern "C"') from None
     function.restype = ctypes.c_int32
 
-    def call(spec: Spec, inputs: Mapping[str, np.ndarray], dout: np.ndarray | None) -> Any:
-        if is_layer(inputs):
+    def call(spec: Any, inputs: Mapping[str, np.ndarray], dout: np.ndarray | None) -> Any:
+        if "x" in inputs:
             return NotImplemented
-        out = out_shape(spec, dict(inputs))
+        B, _, T, _ = inputs["q"].shape
+        out = B, spec.heads, T, spec.out_dim
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {"out": (out, inputs["q"].dtype)}
         shapes |= dict.fromkeys(("lse",) if spec.is_plain else ("lse1", "lse2"), (out[:3], np.float32))
         if dout is not None:
+            floats = [name for name, x in inputs.items() if x.dtype.kind not in "biu" and name != "bias"]
+            shapes |= {f"d{name}": (inputs[name].shape, inputs[name].dtype) for name in floats}
             inputs = {**inputs, "dout": dout}
-            shapes |= {f"d{n}": (inputs[n].shape, inputs[n].dtype) for n in (g[1:] for g in gradient_names(inputs))}
         outputs = {name: np.full(shape, np.nan, dtype) for name, (shape, dtype) in shapes.items()}
         given, made = ([_array(name, x) for name, x in arrays.items()] for arrays in (inputs, outputs))
-        text = json.dumps(spec.to_dict()).encode()
+        text = json.dumps(spec.to_dict() if hasattr(spec, "to_dict") else vars(spec)).encode()
         status = function(text, (_Array * len(given))(*given), len(given), (_Array * len(made))(*made), len(made))
         if status == DECLINED:
             return NotImplemented

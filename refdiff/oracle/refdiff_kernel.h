@@ -1,4 +1,5 @@
-/* A kernel of attention in a shared library, which refdiff calls: oracle.from_c("libmine.so", "attend") in Python. */
+/* A kernel of attention in a shared library: refdiff judge libmine.so --symbol attend calls it, and in Python
+   oracle.from_c("libmine.so", "attend"). */
 #ifndef REFDIFF_KERNEL_H
 #define REFDIFF_KERNEL_H
 #include <stdint.h>

@@ -11,6 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
+from tests.oracle.test_from_c import MISTAKES, build
+
 from .conftest import Cli, Done
 
 KERNELS = Path(__file__).parents[1] / "oracle" / "submission" / "kernels"
@@ -58,7 +60,8 @@ def test_a_verdict_starts_on_a_line_of_its_own_and_ends_with_what_to_do_next(jud
         ("k.py:absent", "", "the file has no function 'absent'; FILE.py:FUNCTION names another"),
         ("k.py", "\n\ndef kernel(:\n", "the kernel raised SyntaxError: invalid syntax (line 3 of k.py)"),
         ("k.py", "\nimport refdiff\n", "cannot be imported in the process of a kernel that is judged (line 2 of k.py)"),
-        ("k.txt", "not Python", "the file is no Python file: its name must end in .py"),
+        ("k.so", "no ELF", "the library cannot be loaded: {here}/k.so: file too short"),
+        ("k.txt", "not Python", "the file is neither Python nor a library: its name must end in .py, .so or .dylib"),
     ],
 )
 def test_a_broken_file_is_an_error(name: str, text: str, said: str, here: Path, judge: Judge) -> None:
@@ -66,7 +69,32 @@ def test_a_broken_file_is_an_error(name: str, text: str, said: str, here: Path, 
     done = judge(name)
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"refdiff judge: error: {name.partition(':')[0]}: ")
-    assert done.err.endswith(f"{said}\n")
+    assert done.err.endswith(f"{said.format(here=here)}\n")
+
+
+def test_a_shared_library(here: Path, cli: Cli) -> None:
+    """Both kernels of one file; the mistake is in the verdict, and errors say what was wrong."""
+
+    def judge(name: str, *options: str) -> Done:
+        return cli("judge", name, "--spec", "attention", "--profile", "modules", "--seed", "3", *options)
+
+    build("c", here / "right.so")
+    build("c", here / "wrong.so", *MISTAKES["c"])
+    right, wrong = (judge(name, "--symbol", "attend") for name in ("right.so", "wrong.so"))
+    assert (right.status, wrong.status) == (0, 1), right.out
+    assert right.out.startswith("pass: 11 of 13 cases compared")
+    assert "rows are wrong" in wrong.out
+    assert "raised RuntimeError: broken returned 77, expected 0" in judge("right.so:broken").out
+    declined = judge("right.so", "--symbol", "attend", "--gradients")  # it takes three inputs, and dout is a fourth
+    assert declined.out.startswith("fail: 0 of 13 cases compared, 0 failed; layer 2, seed 3\ngradients too")
+    for options, said in (
+        (["--symbol", "nope"], "the library has no function 'nope'; --symbol names another; C++ needs extern \"C\""),
+        ([], "the library has no function 'kernel'; --symbol names another; C++ needs extern \"C\""),
+    ):
+        assert judge("right.so", *options) == (2, "", f"refdiff judge: error: right.so: {said}\n")
+    assert judge("none.so", "--symbol", "attend").err == "refdiff judge: error: none.so: no such file\n"
+    refused = judge(str(KERNELS / "honest.py"), "--symbol", "attend", "--gradients")
+    assert refused.err.startswith("refdiff judge: error: --symbol, --gradients: for a shared library")
 
 
 def test_a_folder_is_an_error(here: Path, judge: Judge) -> None:

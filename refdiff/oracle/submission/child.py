@@ -68,17 +68,28 @@ def run_file(path: str, name: str) -> Any:
     """Run a file as the module `name`, and return that."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UnusableError("the file is no Python file: its name must end in .py")
+        raise UnusableError("the file is neither Python nor a library: its name must end in .py, .so or .dylib")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def load(path: str, function: str, signature: Any) -> tuple[Callable[..., Any], bool]:
+def load(config: Mapping[str, Any]) -> tuple[Callable[..., Any], bool]:
     """Run the submitted file; return its function of (spec, inputs, dout), and whether the kernel takes dout."""
-    sys.path.insert(0, str(Path(path).parent))
-    found = getattr(run_file(path, "submission"), function, None)
+    path, function, signature = config["kernel"], config["function"], run_file(config["signature"], "signature")
+    if {".so", ".dylib"} & set(Path(path).suffixes):
+        from_c = run_file(config["from_c"], "from_c").from_c
+        try:
+            found = from_c(path, function, gradients=config["gradients"])
+        except ValueError:
+            more = '--symbol names another; C++ needs extern "C"'
+            raise UnusableError(f"the library has no function {function!r}; {more}") from None
+        except OSError as error:
+            raise UnusableError(f"the library cannot be loaded: {error}") from None
+    else:
+        sys.path.insert(0, str(Path(path).parent))
+        found = getattr(run_file(path, "submission"), function, None)
     if not callable(found):
         raise UnusableError(f"the file has no function {function!r}; FILE.py:FUNCTION names another")
     try:
@@ -205,10 +216,9 @@ def main(config: dict[str, Any]) -> None:
     """Load the kernel, report whether it takes dout, and serve requests."""
     arena = mmap.mmap(config["arena"], 0)
     requests, responses = os.fdopen(config["requests"], "rb"), os.fdopen(config["responses"], "wb")
-    signature = run_file(config["signature"], "signature")
     sys.addaudithook(guard(config["processes"]))
     try:
-        kernel, gradients = load(config["kernel"], config["function"], signature)
+        kernel, gradients = load(config)
     except BaseException as error:
         respond(responses, "failed", text=describe(error, config["kernel"]))
         return

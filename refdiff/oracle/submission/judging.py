@@ -157,19 +157,21 @@ def judge_file(
     *,
     recipe: Recipe | str,
     function: str = "kernel",
+    gradients: bool = False,
     profiles: Iterable[str] = tuple(PROFILES),
     sizes: Iterable[Size] = (),
     seed: int | None = None,
     limits: ProcessLimits | None = None,
     doing: Callable[[str], None] = lambda what: None,
 ) -> JudgeReport:
-    """Judge a function of a Python file, which runs in a process without refdiff.
+    """Judge a function of a Python file or a shared library, which runs in a process without refdiff.
 
     Args:
         path: the file. It defines `kernel(spec, inputs)` or `kernel(inputs)`, optionally with `dout=None`, as for the
-            conformance suite; `spec` has the fields of a `Spec`.
+            conformance suite; `spec` has the fields of a `Spec`. Or a library (.so or .dylib), as for `oracle.from_c`.
         spec: a spec, or a preset's name, which gets small dimensions as in `oracle.cases`.
         function: the function's name in the file.
+        gradients: whether the function of a library computes gradients.
         profiles: the profiles of `oracle.cases`.
         sizes: (batch, queries, keys) of additional cases.
         seed: seed of all inputs; None draws one, which the report has.
@@ -194,7 +196,9 @@ def judge_file(
     rng = np.random.default_rng([seed, 5])
     runs = _draw_runs(spec, recipe.storage, seed, rng, profiles, [*sizes, *_hidden_sizes(rng)])
     doing("running the kernel")
-    gradients, confinement, reasons = _call_all(path, function, runs, rng, limits or ProcessLimits())
+    largest = max(sum(map(memory_span, _arrays(run, numbers).values())) for run in runs for numbers in run.sets)
+    process = KernelProcess.start(path, function, largest, limits or ProcessLimits(), gradients=gradients)
+    gradients, confinement, reasons = _call_all(process, runs, rng)
     found: dict[str, Outcome] = {}
     for run in runs:  # only now, when the kernel and all its processes have ended
         if run.declined or run.problem or run.outputs:
@@ -244,14 +248,13 @@ def _pairs(profile: str, seed: int, spec: Spec, dtype: str, size: Size | None = 
 
 
 def _call_all(
-    path: Path, function: str, runs: list[_Run], rng: np.random.Generator, limits: ProcessLimits
+    started: contextlib.AbstractContextManager[KernelProcess], runs: list[_Run], rng: np.random.Generator
 ) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
     """Call the kernel on all cases; return whether it takes dout, its confinement, and why the calls ended early."""
-    largest = max(sum(map(memory_span, _arrays(run, numbers).values())) for run in runs for numbers in run.sets)
     gradients = False
     confinement: tuple[str, ...] = ()
     try:
-        with KernelProcess.start(path, function, largest, limits) as process:
+        with started as process:
             gradients, confinement = process.gradients, process.confinement
             for run in runs:
                 with _problem_of(run):

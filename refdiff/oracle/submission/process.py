@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 import refdiff
+from refdiff.oracle.from_c import HEADER
 from refdiff.oracle.inputs import signature
 from refdiff.oracle.inputs.outputs import KernelError
 from refdiff.oracle.submission import child, confine
@@ -92,13 +93,17 @@ class KernelProcess:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, path: Path, function: str, largest: int, limits: ProcessLimits) -> Iterator[KernelProcess]:
+    def start(
+        cls, path: Path, function: str, largest: int, limits: ProcessLimits, *, gradients: bool
+    ) -> Iterator[KernelProcess]:
         """Start a process and load the file; leaving the context ends the process.
 
         Args:
             path: the file.
             function: the name of the kernel in it.
             largest: the most bytes of the inputs of one call.
+            limits: time, memory and processes.
+            gradients: whether the function of a shared library computes gradients.
 
         Raises:
             LoadError: the file does not load.
@@ -113,8 +118,9 @@ class KernelProcess:
             requests = files.enter_context(os.fdopen(judge_out, "wb", buffering=0))
             files.callback(os.close, judge_in)
             config = _config(path, function, limits, scratch)
-            config |= {"requests": child_in, "responses": child_out, "arena": arena.fileno()}
+            config |= {"requests": child_in, "responses": child_out, "arena": arena.fileno(), "gradients": gradients}
             config["signature"] = shutil.copy(signature.__file__, scratch)
+            config["from_c"] = shutil.copy(HEADER.with_name("from_c.py"), scratch)
             program = shutil.copy(child.__file__, scratch)
             earlier_children = children()
             files.enter_context(_own_limits())

@@ -40,10 +40,11 @@ def test_operations_that_the_guard_refuses(event: str, args: tuple[Any, ...], sa
 def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setitem(sys.modules, "submission", None)
+    config = {"signature": signature.__file__, "kernel": str(KERNELS / "honest.py"), "function": "absent"}
     with pytest.raises(child.UnusableError, match="the file has no function 'absent'"):
-        child.load(str(KERNELS / "honest.py"), "absent", signature)
-    with pytest.raises(child.UnusableError, match="is no Python file"):
-        child.load(str(tmp_path / "kernel.txt"), "kernel", signature)
+        child.load(config)
+    with pytest.raises(child.UnusableError, match=r"must end in \.py, \.so or \.dylib"):
+        child.load({**config, "kernel": str(tmp_path / "kernel.txt")})
 
 
 def test_valid_and_invalid_outputs() -> None:
