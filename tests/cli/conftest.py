@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -139,11 +138,11 @@ def in_terminal(
     cwd: Path,
     *arguments: str | Path,
     program: Sequence[str] = ("-m", "refdiff"),
-    typed: bytes | None = None,
+    interactive: bool = False,
 ) -> tuple[int, str]:
     """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got.
 
-    What is `typed` is read from the terminal too, a line at each prompt, and then standard output is on it.
+    Where it is `interactive`, standard input and output are on it too.
     """
     import fcntl
     import pty
@@ -155,21 +154,17 @@ def in_terminal(
     environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
-        stdin=subprocess.DEVNULL if typed is None else theirs,
-        stdout=subprocess.DEVNULL if typed is None else theirs,
+        stdin=theirs if interactive else subprocess.DEVNULL,
+        stdout=theirs if interactive else subprocess.DEVNULL,
         stderr=theirs,
         env=environment,
         cwd=cwd,
     )
     os.close(theirs)
-    lines = re.findall(rb"[^\r]*\r|.+", typed or b"")
-    seen, since = b"", b""
+    seen = b""
     try:
         while piece := os.read(ours, 10_000):
-            seen, since = seen + piece, since + piece
-            if lines and b"> " in since:
-                since = b""
-                os.write(ours, lines.pop(0))
+            seen += piece
     except OSError:  # Linux's way to say that the other side is closed
         pass
     finally:
