@@ -14,7 +14,7 @@ from refdiff.cli.terminal import note, print_report, waiting, write_text
 
 EXPORT_DEFAULTS: dict[str, Any] = {
     "spec": "hf_diffllama", "layer": None, "set": [], "recipe": "auto", "profile": None, "dtype": "auto", "core": False,
-    "seed": 0, "no_gradients": False,
+    "seed": 0, "no_gradients": False, "for": "vectors",
 }  # fmt: skip
 """The options of export alone, and their defaults."""
 
@@ -27,6 +27,7 @@ def add_arguments(parser: Parser) -> None:
 refdiff golden export vectors --spec hf_diffllama --recipe bfloat16
 refdiff golden export vectors --spec ms_v1 --set window=5 --layer 3 --core
 refdiff golden verify vectors outputs
+refdiff golden export gguf --for llama.cpp --spec attention --set sinks=true
 """
     parser.add_argument("action", metavar="ACTION", choices=("export", "verify"), help="export or verify")
     parser.add_argument("folder", metavar="VECTORS", help="the folder of the vectors")
@@ -40,6 +41,8 @@ refdiff golden verify vectors outputs
     export.add_argument("--core", action="store_true", help="leave out cases of a whole layer")
     export.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the numbers")
     export.add_argument("--no-gradients", action="store_true", help="outputs only")
+    targets = ("vectors", "pytest", "llama.cpp", "flashinfer-trace")
+    export.add_argument("--for", choices=targets, metavar="TARGET", help="who reads the files (default: vectors)")
     parser.set_defaults(**EXPORT_DEFAULTS)
     verify = parser.add_argument_group("verify")
     verify.add_argument("--diagnose", action="store_true", help="name the first failure's mistake")
@@ -51,6 +54,9 @@ refdiff golden verify vectors outputs
         "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
         "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
         "An export replaces earlier vectors in VECTORS.",
+        "--for pytest adds a test that needs NumPy and pytest alone; llama.cpp writes GGUF files, flashinfer-trace "
+        "definitions and workloads of the core from rotated q and k (--set rope=none). Cases that a form has no place "
+        "for are left out.",
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
         SMALL_NOTE,
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",
@@ -72,7 +78,9 @@ def _export(args: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         kind = "a file" if folder.is_file() else "a device or a pipe"
         raise UsageError(f"VECTORS {folder}: got {kind}, expected a folder; name another")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.txt").is_file():
+    target = getattr(args, "for")
+    replaceable = target in ("vectors", "pytest") and (folder / "index.txt").is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not replaceable:
         raise UsageError(f"VECTORS {folder}: got a folder with other files, expected a new or empty one, or vectors")
     check_folder("VECTORS", folder)
     from refdiff.oracle import golden
@@ -87,9 +95,12 @@ def _export(args: argparse.Namespace) -> int:
         made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
         if args.core:
             made = [case for case in made if not is_layer(case.inputs)]
-        golden.export(args.folder, made, recipe=recipe, gradients=not args.no_gradients)
+        try:
+            left = golden.export(args.folder, made, recipe=recipe, gradients=not args.no_gradients, target=target)
+        except ValueError as error:
+            raise UsageError(f"--for {target}: {error}") from None
     if not args.quiet:
-        note(f"{len(made)} cases of layer {spec.layer}")
+        note(f"{len(made) - len(left)} cases of layer {spec.layer}{f'; left out: {len(left)}' if left else ''}")
     write_text(f"{args.folder}\n")
     return 0
 

@@ -32,6 +32,19 @@ def test_export(here: Path, cli: Cli) -> None:
     assert list(found.kinds) == ["out", "lse1", "lse2", "lambda_full"]
 
 
+def test_export_for_other_projects(here: Path, cli: Cli) -> None:
+    flags = ("--spec", "attention", "--profile", "degenerate", "--profile", "natural")
+    done = cli("golden", "export", "trace", "--for", "flashinfer-trace", *flags)
+    assert (done.status, done.out, done.err.endswith("2 cases of layer 2\n")) == (0, "trace\n", True), done.err
+    assert len([*(here / "trace" / "blob").rglob("*.safetensors")]) == 2
+    assert cli("golden", "export", "trace", "--for", "llama.cpp", *flags).err.endswith(
+        "VECTORS trace: got a folder with other files, expected a new or empty one, or vectors\n"
+    )
+    done = cli("golden", "export", "new", "--for", "flashinfer-trace", "--profile", "natural")
+    said = "--for flashinfer-trace: rope: got 'halves', expected 'none', since flashinfer-trace has no form for others"
+    assert said in " ".join(done.err.split())
+
+
 @pytest.mark.parametrize(
     ("spec", "flags", "layer"),
     [

@@ -1,13 +1,4 @@
-"""Test vectors for kernels in any language: files with inputs, expected outputs and error budgets.
-
-    from refdiff import oracle
-
-    oracle.golden.export("vectors", oracle.cases("discriminating", dtype="bfloat16"))
-    # your program reads vectors/case_*.safetensors and writes outputs/<case>.safetensors, or <case>.out.f32
-    print(oracle.golden.verify("vectors", "outputs", diagnose=True))   # `check` of each case
-
-The guide `refdiff/oracle/guides/vectors.md` describes the files, and the rule by which a program can judge itself.
-"""
+"""`verify`: judge by test vectors what a program computed."""
 
 from __future__ import annotations
 
@@ -15,10 +6,9 @@ import contextlib
 import json
 import math
 import os
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,141 +16,21 @@ from typing import Any
 import numpy as np
 
 from refdiff.errors import CheckpointError
-from refdiff.files import check_name, new_folder, read_bytes, read_text, replace_atomically
+from refdiff.files import check_name, read_bytes, read_text
 from refdiff.messages import show_name
-from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import LIMITS, factor_limit, slope_limit, uncertain_share
-from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.diagnosis import Ranking
 from refdiff.oracle.diagnosis import diagnose as find_mistake
-from refdiff.oracle.inputs.arrays import read_arrays, safetensors_bytes
+from refdiff.oracle.golden.write import FORMAT, INDEX, case_file, seal_index
+from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.printing import wrap_text
-from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.check import check
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
 
-__all__ = ["Report", "export", "verify"]
 Numpy = np.ndarray[Any, Any]
-FORMAT = "refdiff-golden 4"
-INDEX = "index.txt"
 LARGEST_INDEX = 10_000_000
 """The most bytes that are read of an index."""
-OFFSETS = {"hi": "expected.{}.hi", "lo": "expected.{}.lo", **{n: f"{n}.{{}}" for n in ("budget", "weights", "divisor")}}
-"""The columns of the index with the byte offset of an array, and the array's name."""
-COLUMNS = (
-    "hi", "lo", "budget", "u", "row", "bulk", "element", "slope", "factor", "weights", "divisor", "half", "certain",
-)  # fmt: skip
-"""The columns of a tensor's line in the index after its name, kind, n and width."""
-
-
-def export(
-    path: str | os.PathLike[str], cases: Iterable[Case], *, recipe: Recipe | str | None = None, gradients: bool = True
-) -> None:
-    """Write cases as test vectors for any language; the same cases give the same bytes of inputs.
-
-    Args:
-        path: the folder, created if it does not exist; the cases of an earlier export are replaced or removed.
-        cases: from `oracle.cases`.
-        recipe: where the kernels round; None is the usual recipe of each case's dtype.
-        gradients: also write the expected gradients for the gradient `dout` of the output.
-
-    Raises:
-        OSError: the disk is full or not writable; an earlier export stays as it was.
-        ValueError: there are no cases, or two have the same name.
-    """
-    named = [(re.sub(r"[^A-Za-z0-9_.-]", "_", case.name).strip(".") or "case", case) for case in cases]
-    if not named:
-        raise ValueError("cases: got none, expected at least one; take them from oracle.cases")
-    if twice := sorted(name for name, count in Counter(name for name, _ in named).items() if count > 1):
-        raise ValueError(f"two cases have one name: {twice}")
-    folder = Path(path)
-    earlier = set(folder.glob(_case_file("*"))) if (folder / INDEX).is_file() else set()
-    with new_folder(folder), contextlib.ExitStack() as written:  # files are replaced at the end, the index last
-        index = written.enter_context(replace_atomically(folder / INDEX))
-        text = ""
-        for name, case in named:
-            data, lines = _build_case(name, case, Recipe.of(recipe or case.dtype), gradients)
-            file = written.enter_context(replace_atomically(folder / _case_file(name)))
-            file.write(data)
-            file.flush()
-            text += lines
-        index.write(seal_index(text, len(named)))
-    for unused in earlier - {folder / _case_file(name) for name, _ in named}:
-        unused.unlink()
-
-
-def seal_index(text: str, cases: int) -> bytes:
-    """Return an index: its first line, with the CRC-32 of the other lines, and these lines."""
-    return f"{FORMAT} {cases} {zlib.crc32(text.encode()):08x}\n{text}".encode()
-
-
-def _case_file(name: str) -> str:
-    return f"case_{name}.safetensors"
-
-
-def _build_case(name: str, case: Case, recipe: Recipe, gradients: bool) -> tuple[bytes, str]:
-    """Return the bytes of a case's file and its lines of the index."""
-    inputs = {**case.inputs, **({"dout": case.dout} if gradients else {})}
-    found = budget(case.spec, case.inputs, recipe, dout=inputs.get("dout"))
-    arrays: dict[str, Numpy] = {f"inputs.{of}": np.asarray(x) for of, x in inputs.items()}
-    limits = {tensor: _add_judged_tensor(tensor, found, arrays) for tensor in found.names}
-    metadata = {"spec": json.dumps(case.spec.to_dict()), "recipe": json.dumps(recipe.to_dict())}
-    data = b"".join(safetensors_bytes(arrays, {"format": FORMAT, **metadata}))
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    begin = {of: start + header[of]["data_offsets"][0] for of in arrays}
-    lines = [f"case {name} {_case_file(name)} {len(data)} {zlib.crc32(data):08x} {len(limits)}"]
-    for tensor, columns in limits.items():
-        columns |= {column: begin.get(key.format(tensor), 0) for column, key in OFFSETS.items()}
-        kind, width = ("rows", arrays[f"expected.{tensor}"].shape[-1]) if tensor in found.tensors else ("numbers", 1)
-        numbers = " ".join(f"{columns[column]:.17g}" for column in COLUMNS)
-        lines.append(f"{tensor} {kind} {arrays[f'budget.{tensor}'].size} {width} {numbers}")
-    for of, x in inputs.items():
-        sizes = " ".join(map(str, (x.ndim, *x.shape)))
-        lines.append(f"input {of} {x.dtype.name} {begin[f'inputs.{of}']} {sizes}")
-    return data, "".join(f"{line}\n" for line in lines)
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, float]:
-    """Add the arrays of one judged tensor to `arrays`; return its limits."""
-    limits = {**dict.fromkeys(COLUMNS, 0.0), "u": found.recipe.u, "row": 1.0}
-    padded = found.padded(name)
-    if (tensor := found.tensors.get(name)) is None:
-        expected, allowed = found.absolute(name)
-        limits["certain"] = found.judge({name: expected}).status == PASS
-    else:
-        expected, allowed = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
-        padded = None if padded is None else padded[..., 0]
-        weights = 0.0 if tensor.factor is None else tensor.factor.weights
-        divisor = None if tensor.factor is None else tensor.factor.divisor
-        arrays[f"weights.{name}"] = np.broadcast_to(weights, allowed.shape).astype(np.float32)
-        each = np.broadcast_to(1.0 if divisor is None else divisor, expected.shape[-1:])
-        arrays[f"divisor.{name}"] = each.astype(np.float32)
-        limits |= {"u": tensor.u, "row": LIMITS.row, "bulk": LIMITS.bulk, "element": LIMITS.element}
-        limits |= {"slope": slope_limit(tensor), "factor": factor_limit(tensor), "half": (divisor is not None) / 2}
-        limits["certain"] = uncertain_share(tensor) <= LIMITS.share
-    allowed = np.where(False if padded is None else padded, np.inf, allowed)
-    arrays[f"budget.{name}"] = np.broadcast_to(allowed, expected.shape[: allowed.ndim]).astype(np.float32)
-    arrays[f"expected.{name}"] = np.asarray(expected, dtype=np.float64)
-    arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = _split_float64(expected, found.recipe.storage)
-    return limits
-
-
-def _split_float64(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
-    """Split float64 numbers into sums of two float32 numbers, `hi` + `lo`.
-
-    hi is infinite where the number overflows the storage type. lo is NaN where the number is so near to the largest of
-    the type that correct kernels may overflow or not.
-    """
-    stored = round_to(np.asarray(x, dtype=np.float64), storage)
-    hi = np.where(np.isfinite(stored), x, stored).astype(np.float32)
-    lo = np.where(np.isfinite(hi), x - hi.astype(np.float64), 0.0)
-    top = FORMATS[storage].top * (1 - 2 * FORMATS[storage].u)
-    edge = np.isfinite(stored) ^ (np.abs(x) < top)
-    return hi, np.where(edge & ~np.isnan(x), math.nan, lo).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -234,7 +104,7 @@ def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str], *,
     missing, unjudged, layers = [], {}, set()
     diagnosis: dict[str, Ranking] = {}
     for name, (size, crc, tensors) in _read_index(folder).items():
-        file = folder / _case_file(name)
+        file = folder / case_file(name)
         data = read_bytes(file, max_bytes=size, folder=folder)
         with _refusing(f"{file}: its bytes have been changed", "export the files again"):
             if (len(data), f"{zlib.crc32(data):08x}") != (size, crc):
@@ -275,7 +145,7 @@ def _read_index(folder: Path) -> dict[str, tuple[int, str, list[str]]]:
         for line in rest.splitlines():
             kind, name, *words = line.split()
             if kind == "case":
-                check_name(folder, _case_file(name))
+                check_name(folder, case_file(name))
                 tensors = []
                 cases[name] = int(words[1]), words[2], tensors
             elif kind != "input":

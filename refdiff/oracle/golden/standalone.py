@@ -1,0 +1,114 @@
+"""Test a kernel of attention by the test vectors beside this file, with NumPy and pytest alone.
+
+Call your kernel in `attend`, and run pytest on this file. refdiff's guide to test vectors has the rule that is tested.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parent
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+LIMITS = {"u": 7, "row": 8, "bulk": 9, "element": 10, "slope": 11, "factor": 12, "half": 15, "certain": 16}
+"""The columns of the limits in the line of a tensor."""
+
+
+def attend(inputs: dict[str, Any], dtype: str, spec: dict[str, Any]) -> Any:
+    """Return the output of your kernel, or a dictionary with out and any of lse, lse1, lse2, dq, dk, ….
+
+    inputs: NumPy arrays by name, with dout if gradients are expected; those in bfloat16 come as float32.
+    dtype: what the kernel stores, such as "bfloat16". spec: what it computes, the fields of refdiff's `Spec`.
+    """
+    return NotImplemented  # in place of this line: your kernel. What it does not serve is skipped
+
+
+def read_index() -> dict[str, list[list[str]]]:
+    """Return the words of the line of each judged tensor, by case."""
+    cases: dict[str, list[list[str]]] = {}
+    tensors: list[list[str]] = []
+    for line in (FOLDER / "index.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        words = line.split()
+        if words[0] == "case":
+            tensors = cases[words[1]] = []
+        elif words[0] != "input":
+            tensors.append(words)
+    return cases
+
+
+INDEX = read_index()
+
+
+def run_case(case: str) -> tuple[dict[str, Any], Any]:
+    """Return the arrays of a case, and what the kernel computes from its inputs."""
+    data = (FOLDER / f"case_{case}.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    recipe, spec = (json.loads(header["__metadata__"][name]) for name in ("recipe", "spec"))
+    arrays = {}
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            begin, end = (start + offset for offset in tensor["data_offsets"])
+            x = np.frombuffer(data[begin:end], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            arrays[name] = (x.astype("<u4") << 16).view("<f4") if tensor["dtype"] == "BF16" else x
+    inputs = {name.removeprefix("inputs."): x for name, x in arrays.items() if name.startswith("inputs.")}
+    found = attend(inputs, recipe["storage"], spec)
+    return arrays, found if isinstance(found, dict) or found is NotImplemented else {"out": found}
+
+
+@np.errstate(all="ignore")
+def find_error(y: Any, words: list[str], arrays: dict[str, Any]) -> str:
+    """Return what is wrong with a tensor, or nothing; the words are those of its line in the index."""
+    name, limit = words[0], {of: float(words[column]) for of, column in LIMITS.items()}
+    if y.shape != (shape := arrays[f"expected.{name}"].shape):
+        return f"got shape {y.shape}, expected {shape}"
+    rows = int(words[2]), int(words[3])
+    hi, lo = arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"]
+    y, hi, lo = (x.astype(np.float64).reshape(rows) for x in (y, hi, lo))
+    budget = arrays[f"budget.{name}"].astype(np.float64).ravel()
+    finite, edge, judged = np.isfinite(y) & np.isfinite(hi), np.isnan(lo), np.isfinite(budget)
+    same = finite | edge | (y == hi) | (np.isnan(y) & np.isnan(hi))
+    if not np.all(same[judged]):
+        return "NaN or infinity in other places than in the truth"
+    hi = np.where(finite, hi, 0.0)
+    e = np.where(finite, y - hi - np.where(edge, 0.0, lo), 0.0)
+    allowed = budget[:, None]
+    if words[1] == "rows":
+        allowed = limit["element"] * (6 * allowed + 2 * limit["u"] * np.abs(hi))
+    if np.any(wrong := judged[:, None] & (np.abs(e) > allowed)):
+        r, i = np.argwhere(wrong)[0]
+        most = np.broadcast_to(allowed, rows)[r, i]
+        return f"row {r}, number {i} is off by {e[r, i]:.3g}, allowed {most:.3g}; {wrong.sum()} are wrong"
+    judged &= finite.any(axis=-1)
+    if words[1] == "numbers" or not judged.any():
+        return ""
+    weights, divisor = arrays[f"weights.{name}"].ravel()[judged], arrays[f"divisor.{name}"]
+    e, hi, budget = e[judged], hi[judged], budget[judged]
+    ratio = np.nan_to_num(np.sqrt(np.mean(e**2, axis=-1)) / budget, posinf=np.inf)
+    clear = np.sum(hi**2, axis=-1) >= budget**2 * hi.shape[-1]
+    f = np.sum(e * (hi + limit["half"] * e) / divisor**2, axis=-1) / np.sum((hi / divisor) ** 2, axis=-1)
+    found = {
+        "row": (np.max(ratio), limit["row"]),
+        "bulk": (np.sqrt(np.mean(ratio**2)), limit["bulk"] + (limit["row"] - limit["bulk"]) / np.sqrt(len(ratio))),
+        "slope": (np.abs(np.nan_to_num(np.sum((e * hi)[clear]) / np.sum(hi[clear] ** 2))), limit["slope"]),
+        "factor": (np.abs(np.sum(weights * np.nan_to_num(f, posinf=np.inf))), limit["factor"]),
+    }
+    return "; ".join(f"{of} is {x:.3g}, allowed {most:.3g}" for of, (x, most) in found.items() if x > most)
+
+
+@pytest.mark.parametrize("case", INDEX)
+def test_vectors(case: str) -> None:
+    """Test what the kernel computes of one case."""
+    arrays, found = run_case(case)
+    if found is NotImplemented:
+        pytest.skip("the kernel does not serve it")
+    given = [words for words in INDEX[case] if words[0] in found]
+    errors = {words[0]: find_error(np.asarray(found[words[0]]), words, arrays) for words in given}
+    if wrong := [f"{name}: {error}" for name, error in errors.items() if error]:
+        pytest.fail("\n".join(wrong), pytrace=False)
+    if not any(words[LIMITS["certain"]] == "1" for words in given):
+        pytest.skip("inconclusive: rounding errors may hide any mistake")
