@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 import refdiff
-from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.model.weights import flatten, nest
 from refdiff.oracle.mistakes import Mistake
@@ -89,8 +87,7 @@ def run(
     outer = Points(weights, rounded(lambda path, x: points.__setitem__(path, x)), maps=maps, whole=True)
     changed = copy.copy(of)
     changed.ops = where.over(outer.wrap(ops))
-    with where.softmax(mistake):
-        changed(**call, use_cache=False)
+    changed(**call, use_cache=False)
     for path in [path for path in points if INSIDE.search(path)]:
         del points[path]
         found = inner.get(path, [])
@@ -127,17 +124,6 @@ class Where:
 
         return overlay(ops, wrap)
 
-    @contextmanager
-    def softmax(self, mistake: Mistake | None) -> Iterator[None]:
-        """The softmax that the recorder itself calls, mistaken."""
-        right = layers.softmax
-        if mistake is not None and mistake.layer == "softmax":
-            layers.softmax = self.only_there(mistake)("softmax", right)
-        try:
-            yield
-        finally:
-            layers.softmax = right
-
     def only_there(self, mistake: Mistake) -> Callable[[str, Any], Any]:
         """The mistake in layer `LAYER`; one outside of all layers everywhere."""
 
@@ -149,7 +135,6 @@ class Where:
             def maybe(*args: Any, **kwargs: Any) -> Any:
                 return (wrong if self.layer in (LAYER, None) else right)(*args, **kwargs)
 
-            maybe.__wrapped__ = right  # for its signature, where it replaces a function of `layers`
             return maybe
 
         return wrap

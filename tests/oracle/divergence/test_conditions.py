@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff.oracle import Trace, first_divergence, trace
-from refdiff.oracle.inputs.arrays import read_arrays
 from tests.model.models import ids, small_model
 
 TOKENS = ids(0, 2, 7)
@@ -35,16 +32,9 @@ def test_other_tokens() -> None:
     assert found.path == "model.embed_tokens"
 
 
-@pytest.mark.parametrize(
-    ("tokens", "says"),
-    [
-        (TOKENS[:, :5], "(2, 5) and (2, 7)"),
-        (TOKENS[:1], "(1, 7) and (2, 7)"),
-    ],
-)
-def test_tokens_of_another_shape(tokens: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"of different shapes, {says}; record the same text in both")):
-        first_divergence(of(tokens), REF)
+def test_tokens_of_another_shape() -> None:
+    with pytest.raises(ValueError, match=r"of different shapes, \(2, 5\) and \(2, 7\); record the same text in both"):
+        first_divergence(of(TOKENS[:, :5]), REF)
 
 
 def test_tokens_without_a_batch_axis() -> None:
@@ -58,15 +48,6 @@ def test_other_arguments() -> None:
     masks[0][1, 0] = 0
     mine, ref = (trace(small_model(), TOKENS, attention_mask=mask) for mask in masks)
     assert first_divergence(mine, ref).apart == ("the two runs have different attention_mask",)
-
-
-def test_the_same_run(tmp_path: Path) -> None:
-    REF.write(tmp_path / "a.safetensors")
-    for mine in (REF, tmp_path / "a.safetensors", read_arrays(tmp_path / "a.safetensors")[0]):
-        found = first_divergence(mine, REF)
-        assert found.apart == found.unknown == ()
-    arrays = {**read_arrays(tmp_path / "a.safetensors")[0], "inputs.input_ids": changed(2)}
-    assert first_divergence(arrays, REF).apart == ("the two runs have different tokens from position 2",)
 
 
 def test_empty_traces() -> None:

@@ -75,22 +75,13 @@ def test_a_factor_explains_most_of_an_error() -> None:
         assert explanation(AT + "o_proj", y + error, allowed, REF) == says
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("base", [2, 10])
-def test_another_base_diverges_from_nothing(base: int, dtype: str) -> None:
-    mine = {path: (x / math.log(base) if "lse" in path else x).astype(dtype) for path, x in REF.items()}
+def test_another_base_diverges_from_nothing(base: int) -> None:
+    mine = {path: (x / math.log(base) if "lse" in path else x).astype(np.float32) for path, x in REF.items()}
     found = first_divergence(mine, REF)
     assert not found
     (stage,) = (s for s in found.stages if s.path == AT + "lse1")
     assert (stage.status, stage.what) == ("equal", f"to the base {base}, not e")
-
-
-@pytest.mark.parametrize(("factor", "dtype"), [(1.4427, "float32"), (1.443, "float32"), (1.46, "bfloat16")])
-def test_a_factor_near_that_of_base_2_is_no_base(factor: float, dtype: str) -> None:
-    mine = {path: (factor * x if "lse" in path else x).astype(np.float32) for path, x in REF.items()}
-    found = first_divergence(mine, REF, precision=dtype)
-    assert found.path == "model.layers.0.self_attn.lse1"
-    assert found.first.what.startswith("equal up to the factor")
 
 
 def test_the_base_of_the_spec() -> None:
@@ -134,16 +125,6 @@ def test_arranged(path: str, change: object, how: str) -> None:
     assert array.dtype == np.float64
     assert array.shape == MODEL[path].shape
     assert np.array_equal(array.astype(np.float32), x)
-
-
-def test_the_closest_layout_is_chosen_after_the_unchanged_one() -> None:
-    ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
-    array, how = arrange(ref["scores"][0, 0].T[None], "scores", ref)
-    assert how == "ST"
-    assert np.array_equal(array, ref["scores"])
-    array, how = arrange(np.swapaxes(ref["scores"], 2, 3), "scores", ref)
-    assert how == ""
-    assert not np.array_equal(array, ref["scores"])
 
 
 def test_shapes_that_are_none_of_it() -> None:

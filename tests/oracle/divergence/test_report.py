@@ -59,12 +59,9 @@ CORE = "q_rope, k_rope, lambda_init, lambda_full, scores1, probs1, attn1, scores
     ("variant", "wrong", "recorded", "expected"),
     [
         ("hf", "diff", MAPS, "values, lambda_init, lambda_full, attn1, attn2"),
-        ("v2", "diff", MAPS, "lambda_proj, lambda_full, attn1, attn2"),
         ("none", "scaled", ("v_proj", "probs"), "attn"),
         ("hf", "probs2", ("q_proj", "k_proj"), "q_rope, k_rope, scores2"),
-        ("hf", "scaled", ("groupnorm",), "lambda_init"),
         ("hf", "groupnorm", ("q_proj", "k_proj", "v_proj"), f"values, {CORE}"),
-        ("v2", "scaled", ("q_proj", "k_proj", "v_proj", "lambda_proj"), CORE.replace("lambda_init, ", "")),
         ("hf", "diff", ALL, ""),
     ],
 )
@@ -92,10 +89,6 @@ def test_points_of_other_layers() -> None:
     some = {path: ref[path] for path in ("model.embed_tokens", "model.rotary_emb.cos", "model.rotary_emb.sin")}
     last = " ".join(str(first_divergence({**some, "model.norm": 2 * ref["model.norm"]}, ref)).split())
     assert "may be there: 78 points of the layers before error" in last
-    some = {path: ref[path] for path in (AT + "o_proj", "model.layers.0.post_attention_layernorm.input")}
-    some["model.layers.0.mlp.down_proj"] = ref["model.layers.0.mlp.down_proj"]
-    said = " ".join(str(first_divergence(wrong | some, ref)).split())
-    assert "may be there: post_attention_layernorm.input, post_attention_layernorm, model.layers.0 error" in said
 
 
 def test_a_misspelled_point_is_matched_to_the_missing_one() -> None:
@@ -116,8 +109,6 @@ def test_points_not_recorded_are_named_where_nothing_diverges() -> None:
     (line,) = (line for line in lines if line.startswith("not in the trace: "))
     assert "diff, " in line
     assert "o_proj" in line
-    few = {path: x for path, x in REF.items() if not path.endswith(("lse1", "lse2", "attn1"))}
-    assert "not in the trace: lse1, probs1, attn1, lse2, probs2" in str(first_divergence(few, REF)).splitlines()
 
 
 def test_nan_has_no_size() -> None:
@@ -126,10 +117,6 @@ def test_nan_has_no_size() -> None:
     found = wrong(diff=diff)
     assert (found.first.row, found.first.what[:24]) == ((1, 2, 3), "nan where it should be -")
     assert "\n  worst row (1, 2, 3)\n" in str(found)
-
-
-def test_a_number_has_no_rows() -> None:
-    assert wrong(lambda_full=np.asarray(7.0)).first.what == "off by 6.9 where it should be 0.082"
 
 
 def test_another_shape_is_no_mistake_of_points_before() -> None:

@@ -69,10 +69,10 @@ def test_a_trace_names_the_folder_of_its_own_model_alone(tmp_path: Path, model: 
 @pytest.mark.parametrize(
     "about",
     [
-        "", "3", "[]", "[" * 100_000, '{"spec": 3}', '{"spec": {"x": 1}}', '{"model": 3}', '{"model": "x\\u0000"}',
-        '{"model": "FOLDER", "config": CONFIG, "class": "Tokenizer"}', '{"model": "FOLDER", "config": CONFIG}',
+        "", "[" * 100_000, '{"spec": {"x": 1}}', '{"model": "x\\u0000"}',
+        '{"model": "FOLDER", "config": CONFIG, "class": "Tokenizer"}',
     ],
-    ids=range(10),
+    ids=range(5),
 )  # fmt: skip
 def test_a_trace_that_says_nonsense(tmp_path: Path, model: Any, about: str) -> None:
     config = json.dumps(model.config.to_dict())
