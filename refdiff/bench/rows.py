@@ -42,9 +42,6 @@ MEMORY_BOUND_TOKENS = 16
 LOOKUP_PROMPT, NUM_LOOKUP_TOKENS = 256, 10
 """Number of prompt tokens in the rows `lookup`, and prompt_lookup_num_tokens for all sides."""
 
-ORACLE_RUNS = {"check": ("halves", "pass"), "diagnose": ("interleaved", "unique")}
-"""Oracle function → head pairing of the kernel that it gets, and the status that it must return."""
-
 
 def cold(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Start the library on the command line and wait for the first token after a prompt of 16."""
@@ -186,29 +183,6 @@ def train(side: Side, row: BenchRow) -> Iterator[Measurement]:
         yield {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
 
 
-def run_oracle(side: Side, row: BenchRow) -> Iterator[Measurement]:
-    """Check or diagnose a kernel with the oracle, in CPU seconds, since other processes add to the elapsed time.
-
-    Four query-head pairs share a key-head pair.
-    """
-    from refdiff import oracle
-
-    pairing, status = ORACLE_RUNS[row.name]
-    pairs = {"query_heads": 2 * row.batch, "key_heads": 2 * max(1, row.batch // 4)}
-    spec = oracle.Spec.preset("hf_diffllama", head_dim=64, layer=5, **pairs)
-    (case,) = oracle.cases("natural", spec=spec, dtype="bfloat16", batch=1, queries=row.size, keys=row.size)
-    truth = oracle.truth(spec.replace(pairing=pairing), case.inputs, want=("out",)).out
-    output = np.asarray(truth, dtype=np.float32)
-    yield READY
-    while True:
-        started = time.process_time()
-        found: Any = getattr(oracle, row.name)(output, spec, case.inputs, recipe="bfloat16")
-        seconds = time.process_time() - started
-        if found.status != status:
-            raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")
-        yield {"seconds": seconds, "bytes": side.peak()}
-
-
 def time_first_output(command: list[str]) -> tuple[float, str]:
     """Run a command; return the seconds from its start to its first output, and its whole output."""
     started = time.perf_counter()
@@ -281,7 +255,7 @@ class Kind:
     unit: of the rate; with s or B, time or memory itself is shown.
     ceiling: the machine's limit for `work`, gemv (bytes per second) or sgemm (operations per second).
     peers: the possible sides beside refdiff.
-    needs_model: whether it reads the checkpoint. Training creates its own; products and the oracle need none.
+    needs_model: whether it reads the checkpoint. Training creates its own; products need none.
     new_process: whether each repetition has a process of its own.
     warm_up: whether the first repetition, which reads the files from disk, does not count.
     memory: the title of a second row, of peak memory; empty for none.
@@ -301,8 +275,6 @@ class Kind:
 
 _PRODUCT = Kind(_ONE, "product, {tokens}", product, "GB/s", ceiling="gemv",
                 peers=("transformers", "onnxruntime", "numpy"), needs_model=False)  # fmt: skip
-_ORACLE = Kind(_MANY, "{name} {size}, {heads}", run_oracle, "s", peers=(), needs_model=False, new_process=True,
-               memory="memory of {name}, {size} × {batch}")  # fmt: skip
 
 KINDS = {
     "cold": Kind("", "start to first token", cold, "s", peers=_TRANSFORMERS),
@@ -312,15 +284,11 @@ KINDS = {
     "lookup": Kind("", "prompt lookup", look_up),
     "memory": Kind(_MANY, "memory {size}{sequences}", memory, "B", new_process=True),
     "product": _PRODUCT,
-    "check": _ORACLE,
-    "diagnose": _ORACLE,
     "train": Kind("MODEL", "training step, {model}", train, ceiling="sgemm", peers=_TRANSFORMERS, needs_model=False,
                   memory="training memory, {model}"),
 }  # fmt: skip
 LARGE_PRODUCT = replace(_PRODUCT, unit="GFLOP/s", ceiling="sgemm")
 """Products of more than `MEMORY_BOUND_TOKENS` tokens, which are bound by arithmetic."""
-
-ORACLE_KINDS = tuple(ORACLE_RUNS)
 
 _NUMBER = "[1-9][0-9]{0,5}"
 _FORMS = {
@@ -336,7 +304,7 @@ class BenchRow:
     """A row to measure.
 
     size: number of tokens, 0 for kinds without.
-    batch: number of sequences, or of head pairs for the oracle.
+    batch: number of sequences.
     model: name of the model to train.
     """
 
@@ -358,13 +326,11 @@ class BenchRow:
     def format_title(self, title: str) -> str:
         """Fill this row's values into a title of its kind."""
         return title.format(
-            name=self.name,
             size=self.size,
             model=self.model,
             batch=self.batch,
             sequences=f", batch {self.batch}" if self.batch > 1 else "",
             tokens=f"{self.size} token{'s' * (self.size > 1)}",
-            heads=f"{self.batch} head{'s' * (self.batch > 1)}",
         )
 
     @property

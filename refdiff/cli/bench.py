@@ -61,8 +61,7 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
         f"--against is {', '.join(PEERS)}, and may be given several times. onnxruntime and numpy have products only; "
         "stored is refdiff with --weights stored.",
         "--rows: cold, load, lookup, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m, "
-        "train:30m; xN after a number of tokens for N sequences at once, as in decode:128x8. check:TOKENSxHEADS and "
-        "diagnose:TOKENSxHEADS measure the oracle, in seconds of the processor.",
+        "train:30m; xN after a number of tokens for N sequences at once, as in decode:128x8.",
         "--dtype float16 and bfloat16 need --backend cupy; tokens may then differ, and are not compared.",
     ]
 
@@ -136,7 +135,6 @@ def _rows(args: argparse.Namespace) -> list[BenchRow]:
 
 def _check_flags(args: argparse.Namespace, rows: list[BenchRow]) -> None:
     """Raise `UsageError` for options that contradict each other or the rows, and for files that cannot be written."""
-    from refdiff.bench.rows import ORACLE_KINDS
     from refdiff.bench.sides import SIXTEEN_BITS
 
     if args.json is not None:
@@ -146,7 +144,7 @@ def _check_flags(args: argparse.Namespace, rows: list[BenchRow]) -> None:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 with --backend numpy")
     if args.dtype in SIXTEEN_BITS and "train" in kinds:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 for training")
-    if on_device and (kind := next((k for k in kinds if k in ("product", *ORACLE_KINDS)), None)):
+    if on_device and (kind := next((k for k in kinds if k == "product"), None)):
         raise UsageError(f"--rows {kind}: is measured on a CPU; leave out --backend cupy")
     if on_device and (name := next((n for n in against if n in PRODUCTS_ONLY), None)):
         raise UsageError(f"--against {name}: compares products, on a CPU; with --backend cupy name another")

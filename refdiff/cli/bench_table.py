@@ -6,7 +6,6 @@ import statistics
 import textwrap
 from typing import Any
 
-from refdiff.bench.rows import ORACLE_KINDS
 from refdiff.cli.terminal import size
 
 _WIDTH = 79
@@ -122,32 +121,13 @@ def _number(value: float, unit: str) -> str:
 def _caption(report: dict[str, Any]) -> str:
     settings, model = report["settings"], report["model"]
     what = f"{model['name']}, {model['parameters']:,} parameters, " if model else ""
-    told = [f"{settings['dtype']}, {_pairs(settings['pairs'], timed)}"] if (timed := _rows_of(report, False)) else []
-    if judged := _rows_of(report, True):
-        kinds = " and ".join(dict.fromkeys(_kind(row) for row in judged))
-        told.append(f"{kinds}: bfloat16, processor time, {_runs(judged)}")
-    return f"{what}{'; '.join(told)}. {_machine(report['machine'])}{_commits(report['rows'])}."
-
-
-def _rows_of(report: dict[str, Any], oracle: bool) -> list[dict[str, Any]]:
-    """Return the rows of the oracle, which have their own units and no other side, or all others."""
-    return [row for row in report["rows"] if (_kind(row) in ORACLE_KINDS) == oracle]
-
-
-def _kind(row: dict[str, Any]) -> str:
-    """Return the kind of a row, as in --rows."""
-    return str(row["row"]).partition(":")[0]
+    told = f"{settings['dtype']}, {_pairs(settings['pairs'], report['rows'])}"
+    return f"{what}{told}. {_machine(report['machine'])}{_commits(report['rows'])}."
 
 
 def _count(row: dict[str, Any]) -> int:
     """Return how often a row was measured, which is 0 where it failed."""
     return max((len(side.get("seconds") or side["bytes"]) for side in row["sides"].values()), default=0)
-
-
-def _runs(rows: list[dict[str, Any]]) -> str:
-    """Return the number of runs of each median."""
-    most = max(map(_count, rows))
-    return f"median of {most} runs" if most > 1 else "one run"
 
 
 def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff import oracle
 from refdiff.backends import Backend, decoder, overlay
 from refdiff.bench import rows
 from refdiff.bench.inputs import PATTERN, Ids, random_ids
@@ -231,19 +230,7 @@ def test_unavailable_memory_is_an_error_of_the_memory_row_alone(folder: Path) ->
     side.peak = lambda: None
     with pytest.raises(RuntimeError, match="this system does not report the peak memory"):
         _measured(side, "memory:4")
-    for spelled in ("train:tiny", "check:19x2"):
-        found = _measured(side, spelled)
-        assert found["seconds"] > 0
-        assert found["bytes"] is None
-
-
-@pytest.mark.parametrize("do", ["check", "diagnose"])
-def test_the_oracle_must_give_the_answer_that_it_should(do: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _measured(Side(BenchSettings()), f"{do}:23x2")["seconds"] > 0
-    if do == "check":
-        monkeypatch.setattr(oracle, "check", oracle.diagnose)
-        with pytest.raises(ValueError, match="the oracle: got no deviation, expected pass"):
-            _measured(Side(BenchSettings()), "check:23x2")
+    assert _measured(side, "train:tiny")["bytes"] is None
 
 
 def test_the_start_of_a_command_is_what_a_user_runs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,18 +81,6 @@ def test_markdown() -> None:
     ]
 
 
-def test_rows_of_the_oracle_have_a_type_a_clock_and_a_count_of_their_own() -> None:
-    cold, product = report()["rows"]
-    ours = {"refdiff": {"rate": cold["sides"]["refdiff"]["rate"], "seconds": [1.0] * 5}}
-    judged = {**cold, "row": "check:1024x32", "against": {}, "sides": ours}
-    alone = markdown_lines(report(rows=[judged, {**judged, "row": "diagnose:256x4"}], model=None))[-1]
-    assert alone.startswith("check and diagnose: bfloat16, processor time, median of 5 runs. A Processor")
-    mixed = markdown_lines(report(rows=[cold, product, judged], model=None))[-1]
-    assert mixed.startswith(
-        "float32, median of 2 interleaved pairs; check: bfloat16, processor time, median of 5 runs."
-    )
-
-
 def test_failures_are_said_under_their_row() -> None:
     cold, product = report()["rows"]
     failed = {**product, "sides": {}, "against": {}, "ceiling": None, "error": "a long reason, " * 10}
