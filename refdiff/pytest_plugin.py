@@ -46,6 +46,7 @@ OPTIONS = {
     "profiles": ("NAMES", "kinds of inputs, separated by commas (all of them)"),
     "sizes": ("SIZES", "additional cases, batch x queries x keys, such as 2x512x512,8x1x4096 (none)"),
     "seed": ("N", "seed of the inputs, a whole number from 0 (0)"),
+    "bitwise": ("NAMES", "require equal bits: batch, chunk, page or packing, separated by commas (none)"),
     "save": ("FOLDER", "write the first failing case there, for refdiff check (nowhere)"),
 }
 FLAGS = {

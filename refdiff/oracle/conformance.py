@@ -25,6 +25,8 @@ the full traceback. `pytest --help` lists the options:
     --refdiff-profiles  comma-separated: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
                         layout, serving, lambda, modules, tiles (all of them). Plain attention has no cancellation
                         and lambda. The tests of relations between two runs use cases of natural, whatever is named here
+    --refdiff-bitwise   comma-separated: batch, chunk, page, packing (none of them). A row must have the same bits
+                        alone and in a batch, in one prefill and in chunks, paged and dense, packed and alone
 
 Every case uses the named spec. With a preset by its name alone, and a kernel that takes the spec, `modules` has three
 more cases with heads of 64, 96 and 128.
@@ -49,6 +51,7 @@ from refdiff.oracle.inputs.signature import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.from_text import recipe_of, spec_of
+from refdiff.oracle.suite.bitwise import BITWISE, bitwise_cases
 from refdiff.oracle.suite.outcome import (
     Outcome,
     import_kernel,
@@ -120,6 +123,11 @@ class Run:
         return found
 
     @property
+    def relations(self) -> list[Callable[..., str]]:
+        """The relations between two runs: all that every kernel keeps, and the selected ones of equal bits."""
+        return [*RELATIONS, *self._read("bitwise", "", _bitwise)]
+
+    @property
     def spec_text(self) -> str:
         """The spec as it was given."""
         return (self.options.get("spec") or "hf_diffllama").strip()
@@ -134,6 +142,13 @@ class Run:
 
 def _profiles(text: str) -> list[str]:
     return [check_profile(name.strip()) for name in text.split(",") if name.strip()]
+
+
+def _bitwise(text: str) -> list[Callable[..., str]]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in BITWISE]:
+        raise ValueError(f"got {unknown[0]!r}, expected one of {', '.join(BITWISE)}")
+    return [BITWISE[name] for name in names]
 
 
 def _sizes(text: str) -> list[tuple[int, int, int]]:
@@ -168,6 +183,12 @@ def pytest_generate_tests(metafunc: Any) -> None:
         except ValueError as error:
             raise pytest.Collector.CollectError(str(error)) from None
         metafunc.parametrize("case", found, ids=str)
+    if "relation" in metafunc.fixturenames:
+        try:
+            relations = Run.of(metafunc.config).relations
+        except ValueError as error:
+            raise pytest.Collector.CollectError(str(error)) from None
+        metafunc.parametrize("relation", relations, ids=lambda relation: relation.__name__)
 
 
 def save(folder: Path, case: Case, recipe: Recipe, outputs: Mapping[str, Any]) -> str:
@@ -208,10 +229,11 @@ def test_against_the_truth(case: Case, run: Run) -> None:
     _report(outcome)
 
 
-@pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)
 def test_against_itself(relation: Any, run: Run) -> None:
     """Test a relation that must hold between two runs of the kernel."""
     found = cases("natural", run.seed, spec=run.spec, dtype=run.recipe.storage)
+    if relation in BITWISE.values():
+        found = bitwise_cases(relation, run.spec, run.recipe.storage, run.seed)
     if relation in (same_twice, same_gradients_twice):  # a race needs more than one tile
         found = [*cases("tiles", run.seed, spec=run.spec, dtype=run.recipe.storage)[:1], *found]
     _report(judge_relation(run.kernel, run.recipe, relation, found))

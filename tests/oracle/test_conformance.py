@@ -60,6 +60,18 @@ def test_correct_functions_pass_and_wrong_ones_fail(
     assert status == (0 if function in RIGHT else 1), text
 
 
+@pytest.mark.slow
+def test_equal_bits_are_reported_relation_by_relation(outside: dict[str, str]) -> None:
+    """The kernel is within the budgets, and a part of its sums depends on the batch."""
+    chosen = ("--refdiff-bitwise", "batch,page", "-k", "bits", "-v")
+    given = ("--refdiff-spec", "attention,query_heads=2,key_heads=1,head_dim=8", *chosen)
+    status, text = _run("tests.oracle.suite.test_bitwise:depends_on_the_batch", outside, *given)
+    assert status == 1
+    assert "test_against_itself[same_bits_in_a_batch] FAILED" in text, text
+    assert "test_against_itself[same_bits_in_pages] PASSED" in text, text
+    assert "same_bits_in_chunks" not in text
+
+
 @pytest.mark.parametrize(
     ("allowed", "status"), [((), 1), pytest.param(("--refdiff-allow-declined",), 0, marks=pytest.mark.slow)]
 )
@@ -79,7 +91,7 @@ def test_options() -> None:
     assert {(c.profile, c.dtype, c.spec) for c in some} == {("tiny_values", "bfloat16", spec_of("ms_v1"))}
     own = spec_of(' {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64}')
     assert own == Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=64)
-    assert {c.profile for c in Run({"profiles": "whisper, tiles,"}).cases()} == {"tiny_values", "tiles"}
+    assert {c.profile for c in Run({"profiles": "tiny_values, tiles,"}).cases()} == {"tiny_values", "tiles"}
     assert recipe_of("tf32") == Recipe.of("tf32")
     changed = spec_of("ms_v1,query_heads=4, key_heads=2,head_dim=8,window=3,causal=none,softcap=none")
     assert (changed.pairing, changed.window, changed.causal, changed.layer) == ("interleaved", 3, "none", 2)

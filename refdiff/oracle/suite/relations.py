@@ -48,7 +48,7 @@ def run(kernel: Kernel, spec: Spec, inputs: Inputs, *, copy: bool = True) -> Num
 
 def same_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """The same inputs give the same bits."""
-    return _compare_bits(run(kernel, spec, inputs), run(kernel, spec, inputs), "run again")
+    return compare_bits(run(kernel, spec, inputs), run(kernel, spec, inputs), "run again")
 
 
 def same_gradients_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
@@ -56,10 +56,10 @@ def same_gradients_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Rec
     dout = _draw_dout(spec, inputs)
     first, second = (kernel(spec, {name: np.array(x) for name, x in inputs.items()}, dout.copy()) for _ in range(2))
     names = [name for name in first if name.startswith("d")] if isinstance(first, Mapping) else []
-    _require(bool(names), "gradients")
+    require(bool(names), "gradients")
     for name in names:
         one, two = (read_output(found[name], name).astype(np.float64) for found in (first, second))
-        if wrong := _compare_bits(one, two, f"{name} again"):
+        if wrong := compare_bits(one, two, f"{name} again"):
             return wrong
     return ""
 
@@ -95,7 +95,7 @@ def dout_strides_do_not_matter(kernel: Kernel, spec: Spec, inputs: Inputs, recip
 def _judge_gradients(kernel: Kernel, spec: Spec, inputs: Inputs, dout: Numpy, allowed: Budget) -> Verdict:
     found = kernel(spec, {name: np.array(x) for name, x in inputs.items()}, dout)
     grads = {name: x for name, x in found.items() if name.startswith("d")} if isinstance(found, Mapping) else {}
-    _require(bool(grads), "gradients")
+    require(bool(grads), "gradients")
     try:
         return allowed.judge(grads)
     except (TypeError, ValueError) as error:
@@ -105,12 +105,12 @@ def _judge_gradients(kernel: Kernel, spec: Spec, inputs: Inputs, dout: Numpy, al
 def past_unmoved(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """Keys and values of the last token do not change a bit of earlier rows."""
     S = inputs["k"].shape[2]
-    _require(spec.causal == "bottom_right" and S > 1 and inputs["q"].shape[2] > 1, "a causal spec and two tokens")
+    require(spec.causal == "bottom_right" and S > 1 and inputs["q"].shape[2] > 1, "a causal spec and two tokens")
     changed = {**inputs, "k": inputs["k"].copy(), "v": inputs["v"].copy()}
     changed["k"][:, :, -1] *= -2
     changed["v"][:, :, -1] *= -2
     first, second = run(kernel, spec, inputs), run(kernel, spec, changed)
-    return _compare_bits(first[:, :, :-1], second[:, :, :-1], "with another last token, earlier rows")
+    return compare_bits(first[:, :, :-1], second[:, :, :-1], "with another last token, earlier rows")
 
 
 RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
@@ -127,12 +127,14 @@ def _draw_dout(spec: Spec, inputs: Inputs) -> Numpy:
     return np.random.default_rng(977).normal(size=out_shape(spec, inputs)).astype(inputs["q"].dtype)
 
 
-def _require(holds: bool, what: str) -> None:
+def require(holds: bool, what: str) -> None:
+    """Raise a `DeclinedError` unless the relation applies."""
     if not holds:
         raise DeclinedError(f"the relation needs {what}")
 
 
-def _compare_bits(first: Numpy, second: Numpy, what: str) -> str:
+def compare_bits(first: Numpy, second: Numpy, what: str) -> str:
+    """Return where two outputs differ, or "" if their numbers are equal."""
     if np.array_equal(first, second, equal_nan=True):
         return ""
     different = np.argwhere((first != second) & ~(np.isnan(first) & np.isnan(second)))
