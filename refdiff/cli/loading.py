@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff import bundled
 from refdiff.checkpoint_files import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, last_checkpoint
 from refdiff.cli.flags import MAX_PROMPT, UsageError
-from refdiff.cli.terminal import AFTER, note, one_line, waiting
+from refdiff.cli.terminal import note, one_line, waiting
 from refdiff.files import expand_home
 
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
@@ -123,7 +121,7 @@ def read_prompt(args: argparse.Namespace) -> str:
     """
     given = args.prompt_flag if args.prompt_flag is not None else args.prompt
     if args.file not in (None, "-"):
-        with _note_if_slow(args.file), open_input("-f", args.file) as file:
+        with open_input("-f", args.file) as file:
             return _text(file, f"-f {args.file}")
     if given not in (None, "-"):
         piped = "" if sys.stdin.isatty() else _piped()
@@ -147,24 +145,10 @@ def open_input(flag: str, name: str) -> BinaryIO:
 
 
 def _piped() -> str:
-    what = "standard input, which is the prompt or is appended to it; < /dev/null ends it"
     try:
-        with contextlib.nullcontext() if sys.stdin.isatty() else _note_if_slow(what):
-            return _text(sys.stdin.buffer, "standard input")
+        return _text(sys.stdin.buffer, "standard input")
     except OSError:  # a background job may not read the terminal
         return ""
-
-
-@contextlib.contextmanager
-def _note_if_slow(what: str) -> Iterator[None]:
-    """Print after two seconds that standard input has not ended: a pipe stays open while a process may write to it."""
-    timer = threading.Timer(AFTER, note, [f"refdiff: waiting for the end of {what}"])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _text(file: BinaryIO, name: str) -> str:

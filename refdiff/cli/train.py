@@ -130,7 +130,7 @@ refdiff train -o run --resume
     add_common(machine, offline=False)
     parser.notes = [
         "TEXT may be larger than memory; <|endoftext|> on a line of its own separates documents. The tokenizer learns "
-        "from at most 16 MB, spread evenly over it. A text of a few kilobytes is enough: it needs --context tokens. "
+        "from its first 16 MB. A text of a few kilobytes is enough: it needs --context tokens. "
         "Where the tokenizer learns fewer than 2048 tokens from it, the default of --vocab-size is that number.",
         "--resume keeps the run's text, model and settings, which may be typed again; --max-steps, --learning-rate, "
         "--warmup-steps, --grad-clip, --prompt, --keep and --…-every may change. Without --threads it uses as many as "

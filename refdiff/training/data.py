@@ -27,7 +27,7 @@ from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file, read_json, write_json
 from refdiff.messages import show_value
-from refdiff.training.documents import SEPARATOR, pieces, sample, split_at
+from refdiff.training.documents import SEPARATOR, beginning, pieces, split_at
 
 if TYPE_CHECKING:
     import tokenizers
@@ -86,8 +86,7 @@ class Corpus:
     ) -> Corpus:  # fmt: skip
         """Train a byte-level BPE tokenizer on all but the last part of a text, and write the tokens of both parts.
 
-        The text may be larger than memory. The tokenizer is trained on at most 16 MiB (`TOKENIZER_BYTES`), in a longer
-        text on 256 excerpts that are evenly spread over all but the last part.
+        The text may be larger than memory. The tokenizer is trained on its first 16 MiB (`TOKENIZER_BYTES`).
 
         Args:
             text: a UTF-8 file; a line `<|endoftext|>` separates two documents.
@@ -227,7 +226,7 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int, exact: bool) -> toke
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample(text, cut, TOKENIZER_BYTES), trainer)
+    tokenizer.train_from_iterator(beginning(text, cut, TOKENIZER_BYTES), trainer)
     found = tokenizer.get_vocab_size()
     if found == SMALLEST_VOCABULARY < vocab_size:
         raise ValueError(f"{text}: no text to learn from: the file is empty, or has only a line or two")

@@ -14,7 +14,6 @@ PIECE = 2**16
 """Characters of a chunk of a long document."""
 
 _LINE = 2**16  # bytes of a long line that are read at a time
-_EXCERPT = 2**16  # bytes of one excerpt of a sample
 _SENTENCE = re.compile(r"[。！？]|[.!?…](?=\s)")
 
 
@@ -54,19 +53,10 @@ def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tupl
         yield held.removesuffix("\n"), True
 
 
-def sample(path: Path, stop: int, most: int) -> Iterator[str]:
-    """Yield the pieces of the text before byte `stop`; of a longer text, excerpts of at most `most` bytes in all."""
-    if stop <= most:
-        yield from (piece for piece, _ in pieces(path, 0, stop))
-        return
-    count = max(most // _EXCERPT, 1)
-    length = most // count
-    slack = length // 8
-    for i in range(count):
-        begin = stop * i // count
-        end = begin + length
-        first = find_split(path, begin, begin + slack) if begin else 0
-        yield from (piece for piece, _ in pieces(path, first, find_split(path, end - slack, end)))
+def beginning(path: Path, stop: int, most: int) -> Iterator[str]:
+    """Yield the pieces of the text before byte `stop`, but not more than `most` bytes."""
+    end = stop if stop <= most else find_split(path, most - most // 8, most)
+    yield from (piece for piece, _ in pieces(path, 0, end))
 
 
 def split_at(path: Path, validation: float) -> int:

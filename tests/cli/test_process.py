@@ -66,19 +66,6 @@ def test_text_in_any_language_comes_out_whatever_the_locale(
     assert (done.returncode, done.stdout.decode()) == (0, f"日本 h{TEXT}\n"), done.stderr.decode()
 
 
-def test_waiting_for_an_open_pipe_is_reported(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "refdiff", "generate", "-q", "-m", reciting, "x"],
-        env=environment, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith(b"refdiff: waiting for the end of standard input")
-    out, err = process.communicate(b"h\n", timeout=120)
-    appended = b"refdiff: standard input is appended to the prompt; < /dev/null leaves it out\n"
-    assert (process.returncode, out.decode(), err) == (0, f"{TEXT}\n", appended)
-
-
 def test_text_is_streamed_into_a_pipe_and_ctrl_c_ends_it_with_130(reciting: Path, start: Start) -> None:
     process = start("generate", "-m", reciting, "-n", "0", "--ignore-eos", "h")
     seen = _read_until(process, (TEXT + "h" + TEXT).encode())

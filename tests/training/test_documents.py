@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.training import documents
-from refdiff.training.documents import pieces, sample, split_at
+from refdiff.training.documents import pieces, split_at
 
 
 def write(folder: Path, text: str) -> Path:
@@ -87,19 +87,3 @@ def test_where_no_line_breaks_it_begins_with_a_sentence_a_word_or_a_letter(
 def test_a_mark_of_utf8_is_no_text(tmp_path: Path) -> None:
     path = write(tmp_path, "\ufeff<|endoftext|>\none \ufeff two\n")
     assert list(pieces(path)) == [("one \ufeff two", True)]
-
-
-@pytest.mark.parametrize("end", ["\n", "。", "", " "])
-def test_a_sample_is_spread_evenly_and_within_its_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
-    monkeypatch.setattr(documents, "_EXCERPT", 200)
-    path = write(tmp_path, "".join(f"あ{i:05}{end}" for i in range(2000)))
-    size = path.stat().st_size
-    for most in (size, size + 1):
-        assert "".join(sample(path, size, most)) == path.read_text(encoding="utf-8").removesuffix("\n")
-    found = list(sample(path, size, 2000))
-    assert 1400 < sum(len(piece.encode()) for piece in found) <= 2000
-    at = [path.read_text(encoding="utf-8").index(piece) / len(path.read_text(encoding="utf-8")) for piece in found]
-    assert [round(x, 1) for x in at] == [i / 10 for i in range(10)]
-    assert found == list(sample(path, size, 2000))
