@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 from refdiff.cli.flags import Number, UsageError, add_common, refuse
+from refdiff.cli.output_files import check_place
 from refdiff.cli.parser import Parser
 from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
 from refdiff.cli.terminal import print_report, waiting
+from refdiff.messages import printable
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,6 +25,8 @@ def add_arguments(parser: Parser) -> None:
 refdiff judge kernel.py --spec hf_diffllama --recipe bfloat16
 refdiff judge kernel.py:attention --profile natural --profile tiles --json
 refdiff judge kernel.so --symbol attend --spec attention
+refdiff judge kernel.py --receipt receipt.json
+refdiff judge kernel.py --verify receipt.json
 """
     parser.add_argument("file", metavar="KERNEL", help="the file, or FILE.py:FUNCTION")
     parser.add_argument("--symbol", metavar="NAME", help="function of a shared library (default: kernel)")
@@ -32,6 +37,9 @@ refdiff judge kernel.so --symbol attend --spec attention
     cases: dict[str, Any] = {"action": "append", "type": _size, "default": []}
     parser.add_argument("--size", metavar="BxTxS", help="a case of your own", **cases)
     parser.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the inputs (default: drawn)")
+    receipts = parser.add_argument_group("receipts").add_mutually_exclusive_group()
+    receipts.add_argument("--receipt", type=Path, metavar="FILE", help="write the outputs, their hashes and the GPU")
+    receipts.add_argument("--verify", type=Path, metavar="FILE", help="judge a receipt; do not run the kernel")
     limits = parser.add_argument_group("limits of the kernel's process")
     positive = Number(float, 0, above=True)
     limits.add_argument("--timeout", type=positive, default=60.0, metavar="SECONDS", help="per call")
@@ -52,6 +60,9 @@ refdiff judge kernel.so --symbol attend --spec attention
         "outside its temporary folder and /dev/shm. Landlock, seccomp and namespaces of Linux enforce this; the report "
         "says which of them the system has. It stops known ways to cheat. It is no security boundary: run code that "
         "you do not trust in a container.",
+        "--receipt writes a file for a machine without the GPU: --verify checks there, with the same options, that the "
+        "kernel's file and all inputs have the same SHA-256, and judges the outputs again. It cannot tell on which "
+        "machine they were computed: sign the file, for example by ssh-keygen -Y sign.",
         SMALL_NOTE,
         RECIPE_NOTE,
         f"{PROFILE_NOTE}. --size is batch, queries and keys, such as 1x512x512.",
@@ -71,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.oracle.printing import wrap_text
     from refdiff.oracle.submission import judge_file
     from refdiff.oracle.submission.process import ProcessLimits
+    from refdiff.oracle.submission.receipt import verify_receipt, write_receipt
 
     path, colon, function = args.file.rpartition(":")
     if not colon:
@@ -80,26 +92,40 @@ def run(args: argparse.Namespace) -> int:
     if colon or path.endswith(".py"):
         why = "for a shared library; FILE.py:FUNCTION names a function, which computes gradients if it takes dout"
         refuse(why, {"--symbol": args.symbol, "--gradients": args.gradients})
+    if args.receipt:
+        check_place("--receipt", args.receipt)
     spec, _ = spec_of(args, None, small_spec)
+    recipe, profiles = recipe_of(args.recipe), args.profile or PROFILES
     what = ["starting the kernel"]
+    extra: dict[str, Any] = {}
     with waiting(lambda: what[-1], quiet=args.quiet):
-        report = judge_file(
-            path,
-            spec,
-            recipe=recipe_of(args.recipe),
-            function=function,
-            gradients=args.gradients,
-            profiles=args.profile or PROFILES,
-            sizes=args.size,
-            seed=args.seed,
-            limits=ProcessLimits(args.timeout, int(args.memory * 2**30), args.allow_processes),
-            doing=what.append,
-        )
+        if args.verify:
+            asked: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
+            asked |= {"function": function, "profiles": list(profiles), "sizes": [list(size) for size in args.size]}
+            report, extra["receipt"] = verify_receipt(args.verify, path, spec, recipe, asked, doing=what.append)
+        else:
+            report = judge_file(
+                path,
+                spec,
+                recipe=recipe,
+                function=function,
+                gradients=args.gradients,
+                profiles=profiles,
+                sizes=args.size,
+                seed=args.seed,
+                limits=ProcessLimits(args.timeout, int(args.memory * 2**30), args.allow_processes),
+                doing=what.append,
+            )
     text = str(report)
-    if not report:
+    if extra:
+        run_on = ", ".join(f"{name} {x}" for name, x in extra["receipt"].items())
+        text += printable(f"\nnot run here; as the receipt says, it ran on: {run_on}")
+    elif not report:
         text += (
             f"\n-s {report.seed} judges by the same numbers again; `refdiff check --diagnose FILE` names the mistake "
             "in a file of inputs and outputs"
         )
-    print_report(report.to_dict(), None if args.json else wrap_text(text))
+    if args.receipt:
+        write_receipt(args.receipt, report)
+    print_report({**report.to_dict(), **extra}, None if args.json else wrap_text(text))
     return 0 if report else 1

@@ -97,6 +97,26 @@ def test_a_shared_library(here: Path, cli: Cli) -> None:
     assert refused.err.startswith("refdiff judge: error: --symbol, --gradients: for a shared library")
 
 
+def test_a_receipt(here: Path, judge: Judge) -> None:
+    """Written where the kernel runs, and judged where it does not: one that would hang is not called."""
+    kernel = here / "kernel.py"
+    kernel.write_text((KERNELS / "honest.py").read_text())
+    assert judge(kernel, "--receipt", "receipt.json").status == 0
+    (here / "hangs.py").write_text("def kernel(inputs):\n    while True:\n        pass\n")
+    done = judge(kernel, "--verify", "receipt.json")
+    assert done.status == 0
+    assert done.out.startswith("pass: 9 of 9 cases compared")
+    assert "not run here; as the receipt says, it ran on: gpus [" in done.out
+    done = judge("hangs.py", "--verify", "receipt.json", "--json")
+    assert (done.status, json.loads(done.out)["reasons"]) == (
+        1,
+        ["hangs.py is not the file of the receipt: its SHA-256 differs"],
+    )
+    for options, said in ((["--size", "2x5x7"], "sizes [], expected [[2, 5, 7]]"), (["-s", "4"], "seed 3, expected 4")):
+        done = judge(kernel, "--verify", "receipt.json", *options)
+        assert done.err == f"refdiff judge: error: receipt.json: the receipt is of {said}, as named here\n"
+
+
 def test_a_folder_is_an_error(here: Path, judge: Judge) -> None:
     assert judge(here) == (2, "", f"refdiff judge: error: {here}: got a folder, expected a file\n")
 

@@ -11,8 +11,8 @@ import contextlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,44 @@ WITHOUT = {
 """The means of confinement, and what a kernel can do without each."""
 
 
+Numpy = np.ndarray[Any, Any]
+Size = tuple[int, int, int]
+DERIVED = tuple(name for name, x in vars(Spec).items() if isinstance(x, property))
+"""What a spec computes from its fields; kernels are told of it too."""
+SMALL_SIZES, LARGE_SIZES = 3, 1
+"""How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
+STRIDED = ("tokens before heads", "padded width", "width first")
+"""The layouts of `relaid` that a case of a random size is added for."""
+_STRIDES = "strides-"
+"""With which the names of their cases begin."""
+
+
+@dataclass
+class Run:
+    """The calls of a case: three sets of numbers, and what the kernel returned for each.
+
+    layout: of the inputs and dout (`relaid`). changed: the array in which the third set differs from the first.
+    forward_only: the kernel was called without dout.
+    """
+
+    name: str
+    layout: str
+    sets: tuple[Case, Case, Case]
+    changed: str
+    problem: str = ""
+    declined: bool = False
+    forward_only: bool = False
+    outputs: tuple[dict[str, Numpy], ...] = ()
+
+
 @dataclass(frozen=True)
 class JudgeReport:
     """The verdict on a kernel; true if and only if the status is "pass".
 
     seed: the seed of all inputs; it reproduces the run. cases: outcomes by name, in the order of the calls. reasons:
     why the run as a whole fails. gradients: whether the kernel takes dout. unjudged: the number of cases without an
-    outcome because the run ended early. confinement: what Linux confined the kernel by.
+    outcome because the run ended early. confinement: what Linux confined the kernel by. asked: the function, profiles
+    and sizes. runs: the calls, which a receipt records.
     """
 
     kernel: str
@@ -58,6 +89,8 @@ class JudgeReport:
     gradients: bool = False
     unjudged: int = 0
     confinement: tuple[str, ...] = tuple(WITHOUT)
+    asked: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    runs: Sequence[Run] = field(default=(), repr=False, compare=False)
 
     @property
     def compared(self) -> int:
@@ -121,36 +154,6 @@ class JudgeReport:
         }
 
 
-Numpy = np.ndarray[Any, Any]
-Size = tuple[int, int, int]
-DERIVED = tuple(name for name, x in vars(Spec).items() if isinstance(x, property))
-"""What a spec computes from its fields; kernels are told of it too."""
-SMALL_SIZES, LARGE_SIZES = 3, 1
-"""How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
-STRIDED = ("tokens before heads", "padded width", "width first")
-"""The layouts of `relaid` that a case of a random size is added for."""
-_STRIDES = "strides-"
-"""With which the names of their cases begin."""
-
-
-@dataclass
-class _Run:
-    """The calls of a case: three sets of numbers, and what the kernel returned for each.
-
-    layout: of the inputs and dout (`relaid`). changed: the array in which the third set differs from the first.
-    forward_only: the kernel was called without dout.
-    """
-
-    name: str
-    layout: str
-    sets: tuple[Case, Case, Case]
-    changed: str
-    problem: str = ""
-    declined: bool = False
-    forward_only: bool = False
-    outputs: tuple[dict[str, Numpy], ...] = ()
-
-
 def judge_file(
     path: str | os.PathLike[str],
     spec: Spec | str,
@@ -193,20 +196,17 @@ def judge_file(
         raise OSError("a kernel is judged on Linux or macOS only: this system has no limits for a process")
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe)
     seed = secrets.randbelow(2**31) if seed is None else seed
+    asked: dict[str, Any] = {"function": function, "profiles": list(profiles), "sizes": [list(size) for size in sizes]}
     rng = np.random.default_rng([seed, 5])
-    runs = _draw_runs(spec, recipe.storage, seed, rng, profiles, [*sizes, *_hidden_sizes(rng)])
+    runs = draw_runs(spec, recipe.storage, seed, rng, asked["profiles"], asked["sizes"])
     doing("running the kernel")
     largest = max(sum(map(memory_span, _arrays(run, numbers).values())) for run in runs for numbers in run.sets)
     process = KernelProcess.start(path, function, largest, limits or ProcessLimits(), gradients=gradients)
     gradients, confinement, reasons = _call_all(process, runs, rng)
-    found: dict[str, Outcome] = {}
-    for run in runs:  # only now, when the kernel and all its processes have ended
-        if run.declined or run.problem or run.outputs:
-            doing(f"judging {run.name}")
-            found[run.name] = _judge(run, recipe, gradients)
-    reasons = (*reasons, *_coverage_reasons(found))
+    found = judge_runs(runs, recipe, gradients, doing)  # only now, when the kernel and all its processes have ended
+    reasons = (*reasons, *coverage_reasons(found))
     left = len(runs) - len(found)
-    return JudgeReport(str(path), spec, recipe, seed, found, reasons, gradients, left, confinement)
+    return JudgeReport(str(path), spec, recipe, seed, found, reasons, gradients, left, confinement, asked, runs)
 
 
 def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
@@ -216,12 +216,13 @@ def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
     return [(int(rng.integers(1, 4)) if T <= 40 else 1, int(T), int(T + n)) for T, n in zip(queries, more, strict=True)]
 
 
-def _draw_runs(
-    spec: Spec, dtype: str, seed: int, rng: np.random.Generator, profiles: Iterable[str], sizes: Iterable[Size]
-) -> list[_Run]:
-    """Return the cases in the order of their first calls."""
+def draw_runs(
+    spec: Spec, dtype: str, seed: int, rng: np.random.Generator, profiles: Iterable[str], sizes: Iterable[Iterable[int]]
+) -> list[Run]:
+    """Return the cases in the order of their first calls: of the profiles, of `sizes`, and of sizes that are drawn."""
+    sizes = [*sizes, *_hidden_sizes(rng)]
     drawn = [(case.name, "contiguous", case, other) for p in profiles for case, other in _pairs(p, seed, spec, dtype)]
-    sized = [(size, "contiguous") for size in sizes]
+    sized = [((B, T, S), "contiguous") for B, T, S in sizes]
     for layout in STRIDED:
         B, T = int(rng.integers(1, 4)), int(rng.integers(2, 41))
         sized.append(((B, T, T), layout))
@@ -236,7 +237,7 @@ def _draw_runs(
         names = [x for x, numbers in case.inputs.items() if is_float(numbers.dtype)]
         changed = names[(start + n) % len(names)]
         third = replace(case, inputs={**case.inputs, changed: other.inputs[changed]})
-        made.append(_Run(name, layout, (case, other, third), changed))
+        made.append(Run(name, layout, (case, other, third), changed))
     return [made[i] for i in rng.permutation(len(made))]
 
 
@@ -248,7 +249,7 @@ def _pairs(profile: str, seed: int, spec: Spec, dtype: str, size: Size | None = 
 
 
 def _call_all(
-    started: contextlib.AbstractContextManager[KernelProcess], runs: list[_Run], rng: np.random.Generator
+    started: contextlib.AbstractContextManager[KernelProcess], runs: list[Run], rng: np.random.Generator
 ) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
     """Call the kernel on all cases; return whether it takes dout, its confinement, and why the calls ended early."""
     gradients = False
@@ -269,7 +270,7 @@ def _call_all(
 
 
 @contextlib.contextmanager
-def _problem_of(run: _Run, when: str = "") -> Iterator[None]:
+def _problem_of(run: Run, when: str = "") -> Iterator[None]:
     """Take a failed call for the problem of a case; where the process has ended, name the case."""
     try:
         yield
@@ -279,7 +280,7 @@ def _problem_of(run: _Run, when: str = "") -> Iterator[None]:
         run.problem = f"{when and f'{when}: '}{error}"
 
 
-def _first_calls(process: KernelProcess, run: _Run) -> None:
+def _first_calls(process: KernelProcess, run: Run) -> None:
     """Call the kernel with each set of numbers; the first output must survive the other calls."""
     outputs: list[dict[str, Numpy]] = []
     for numbers in run.sets:
@@ -293,7 +294,7 @@ def _first_calls(process: KernelProcess, run: _Run) -> None:
     run.outputs = tuple(outputs)
 
 
-def _call(process: KernelProcess, run: _Run, numbers: Case) -> dict[str, Numpy] | None:
+def _call(process: KernelProcess, run: Run, numbers: Case) -> dict[str, Numpy] | None:
     """Call the kernel; if it declines paged keys with dout, without: decoding may have no backward pass."""
     spec = {**numbers.spec.to_dict(), **{name: getattr(numbers.spec, name) for name in DERIVED}}
     first, largest = numbers is run.sets[0], _max_output_bytes(numbers)
@@ -307,7 +308,7 @@ def _call(process: KernelProcess, run: _Run, numbers: Case) -> dict[str, Numpy] 
     return found
 
 
-def _arrays(run: _Run, numbers: Case) -> dict[str, Numpy]:
+def _arrays(run: Run, numbers: Case) -> dict[str, Numpy]:
     """Return a set of numbers and dout, in the layout of the run."""
     inputs = {name: np.array(x, order="C") for name, x in numbers.inputs.items()}
     return {**relaid(inputs, run.layout), "dout": strided_view(numbers.dout, run.layout)}
@@ -329,7 +330,19 @@ def _is_bitwise_equal(first: Mapping[str, Numpy], second: Mapping[str, Numpy] | 
     )
 
 
-def _judge(run: _Run, recipe: Recipe, gradients: bool) -> Outcome:
+def judge_runs(
+    runs: Iterable[Run], recipe: Recipe, gradients: bool, doing: Callable[[str], None]
+) -> dict[str, Outcome]:
+    """Return the outcome of each case that was called; `doing` is called with a line of text before each."""
+    found: dict[str, Outcome] = {}
+    for run in runs:
+        if run.declined or run.problem or run.outputs:
+            doing(f"judging {run.name}")
+            found[run.name] = _judge(run, recipe, gradients)
+    return found
+
+
+def _judge(run: Run, recipe: Recipe, gradients: bool) -> Outcome:
     """Return the outcome of a case: a problem of the calls, or the worst outcome of its sets of numbers."""
     if run.declined:
         return Outcome("skip", "the kernel returned NotImplemented", declined=True)
@@ -347,7 +360,7 @@ def _judge(run: _Run, recipe: Recipe, gradients: bool) -> Outcome:
     return next((outcome for outcome in found if outcome.status == "pass"), found[0])
 
 
-def _coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:
+def coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:
     """Say why the run fails if most cases were declined, or no output was compared.
 
     Cases of a layout do not count: a kernel may serve contiguous arrays alone.
