@@ -23,16 +23,13 @@
 
 # %%
 # %matplotlib inline
-import json
-from pathlib import Path
-
 import numpy as np
 import sketches
 import tiny
-from experiments import results, retrieval, retrieval_table
+from experiments import results
 
 # %%
-stored, text = results.load()
+stored, text = results.load()  # what each run came to
 runs, of = results.retrieval_runs(stored), results.text_runs(text)
 summary = results.summary(runs, of)
 for name, by_kind in summary.items():
@@ -43,9 +40,9 @@ sketches.summary(summary)
 # %% [markdown]
 # ## The three kinds
 #
-# Plain attention and v1 are those of chapters 01 and 03: v1 computes $(A_1 - \lambda A_2)\,V$ (eq. 1 of Ye et al. 2024,
-# [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)). v2
-# ([Ye et al. 2026](https://huggingface.co/blog/microsoft/diff-attn-v2)) changes three things. Both queries of a pair
+# Plain attention and v1 are those of chapters 01 and 03; v1 computes $(A_1 - \lambda A_2)\,V$, eq. 1 of Ye et al. 2024,
+# [arXiv 2410.05258](https://arxiv.org/abs/2410.05258). v2,
+# [Ye et al. 2026](https://huggingface.co/blog/microsoft/diff-attn-v2), changes three things. Both queries of a pair
 # read the same key and value. No norm follows. And each token $x$ has a λ of its own for each pair:
 #
 # $$\lambda = \sigma(x W_\lambda),\qquad \sigma(z) = \frac{1}{1 + e^{-z}},\quad\text{so } 0 < \lambda < 1$$
@@ -63,14 +60,7 @@ sketches.summary(summary)
 # | parameters of the model | 120,128 | 120,384 | 120,128 |
 
 # %%
-experiment, sizes = retrieval.Experiment(), {}
-for kind, variant in results.KINDS.items():
-    config = experiment.config(variant)
-    heads = config.num_attention_heads * (2 if kind == "v2" else 1)
-    outputs = heads if kind == "plain" else heads // 2
-    sizes[kind] = (heads, outputs, config.intermediate_size, runs[kind][0]["parameters"])
-    print(f"{kind:6} query heads {sizes[kind][0]}   results {sizes[kind][1]}   "
-          f"SwiGLU {sizes[kind][2]}   parameters {sizes[kind][3]:,}")  # fmt: skip
+print(*results.size_lines(stored), sep="\n")
 
 # %% [markdown]
 # ## Experiment 1: find a value by its key
@@ -100,18 +90,8 @@ sketches.haystack()
 # **How soon is the look-up learned?** Training begins with sequences of 8 tokens:
 
 # %%
-every = max(stored["experiment"]["steps"] // 100, 1)  # of the losses that are kept
-limit = stored["experiment"]["begin"]
-for kind, mine in runs.items():
-    print(f"{kind:9} learned at step", [run["learned_at"] for run in mine])
-without = results.retrieval_runs(stored, "controls")
-controls = {kind: [run["learned_at"] for run in without[kind]] for kind in ("v1", "v2")}
-for kind, learned in controls.items():
-    print(f"{kind}, λ = 0 learned at step {learned} (None: not within {limit:,} steps)")
-begin = limit // every
-start = {kind: [run["losses"][:begin] for run in mine] for kind, mine in runs.items()}
-x_label, y_label = "step", "loss on sequences of 8 tokens"
-sketches.runs(np.arange(begin) * every, start, x_label, y_label, ylim=(0, 0.6))
+print(*results.learned_lines(stored), sep="\n")
+sketches.first_losses(*results.first_losses(stored))
 
 # %% [markdown]
 # **Both differential kinds learn it sooner**: at step 120 to 140, and plain attention at 360 to 620. Is it the
@@ -122,35 +102,8 @@ sketches.runs(np.arange(begin) * every, start, x_label, y_label, ylim=(0, 0.6))
 # **How many values are found after all 2,000 steps?**
 
 # %%
-lengths = [str(n) for n in experiment.lengths]
-guess = [1 / experiment.counts(int(n))[0] for n in lengths]
-
-
-def minus_plain(what, kind):
-    """kind − plain by seed: a mean and its 95 % interval for each length."""
-    found = {}
-    for n in lengths:
-        ours, plain = ([run["measured"][n][what] for run in runs[k]] for k in (kind, "plain"))
-        found[n] = retrieval_table.mean_and_interval(np.subtract(ours, plain))
-    shown = [f"{100 * mean:+.0f} ± {100 * half:.0f}" for mean, half in found.values()]
-    stars = ["*" if abs(mean) > half else " " for mean, half in found.values()]
-    cells = map(str.__add__, shown, stars)
-    print(f"{kind} − plain", *(f"{cell:>9}" for cell in cells))
-    return found
-
-
-compared = {}
-for what, title in (("accuracy", "values found"), ("noise", "attention to noise")):
-    print(f"{title}, in percentage points")
-    print(f"{'tokens':10}", *(f"{n:>8} " for n in lengths))
-    compared |= {(what, kind): minus_plain(what, kind) for kind in ("v1", "v2")}
-accuracies = {
-    kind: [[run["measured"][n]["accuracy"] for n in lengths] for run in mine]
-    for kind, mine in runs.items()
-}  # fmt: skip
-places = range(len(lengths))
-options = {"xticks": places, "xticklabels": lengths, "ylim": (0, 1.02), "guess": guess}
-sketches.runs(places, accuracies, "tokens in a sequence", "values found", **options)
+print(*results.difference_lines(runs), sep="\n")
+sketches.found_by_length(results.accuracies(runs), results.guesses(stored))
 
 # %% [markdown]
 # **v2 finds more values than plain attention in sequences of 16 tokens and more. v1 finds more than plain attention in
@@ -161,16 +114,8 @@ sketches.runs(places, accuracies, "tokens in a sequence", "values found", **opti
 # of 8 to 64 tokens, and v1 does not. But look at the last layer, which does the look-up, in sequences of 256 tokens:
 
 # %%
-longest = str(experiment.longest)
-shares = {}
-for kind, mine in runs.items():
-    heads = [run["measured"][longest]["heads"] for run in mine]
-    names = ("answer", "noise")
-    parts = {name: np.mean([run[name][-1] for run in heads]) for name in names}
-    shares[kind] = parts | {"the rest": 1 - sum(parts.values())}
-    shown = (f"{what} {100 * share:.1f} %" for what, share in shares[kind].items())
-    print(f"{kind:6}", "   ".join(shown))
-sketches.shares(shares, f"share of attention, last layer, {longest} tokens")
+print(*results.share_lines(runs, "256"), sep="\n")
+sketches.shares(results.last_layer(runs, "256"), "share of attention, last layer, 256 tokens")
 
 # %% [markdown]
 # There v2 gives the *most* to noise, 57.0 % to plain attention's 46.3 %, and still finds the most. What sets it apart
@@ -184,26 +129,8 @@ sketches.shares(shares, f"share of attention, last layer, {longest} tokens")
 # repeats the runs.
 
 # %%
-mean_and_interval = retrieval_table.mean_and_interval
-steps = [step for step, _ in of["plain"][0]["validation"]]
-loss = {}  # (seeds, steps), in nats per token
-for kind, mine in of.items():
-    loss[kind] = np.array([[x for _, x in run["validation"]] for run in mine])
-    mean, half = mean_and_interval(loss[kind][:, -1])
-    about = f"rate {mine[0]['rate']}, {len(mine)} seeds"
-    print(f"{kind:11} {about}: loss {mean:.2f} ± {half:.2f} nats per token")
-ahead, pairs = {}, dict.fromkeys(("v1", "v2", "v1, slow", "v1, no norm"), "plain")
-for kind, other in {**pairs, "v1, Muon": "plain, Muon"}.items():
-    by_seed = loss[kind][:, -1] - loss[other][: len(loss[kind]), -1]
-    mean, half = ahead[kind] = mean_and_interval(by_seed)
-    word = "better" if mean < 0 else "worse"
-    print(f"{kind:11} − {other:11} {mean:+.2f} ± {half:.2f}   {word}")
-lines, errors = {}, {}
-for kind in ("plain", "v1", "v2", "v1, no norm"):
-    lines[kind], errors[kind] = np.transpose([mean_and_interval(at) for at in loss[kind].T])
-options = {"errors": errors, "xticks": steps}
-options["level"] = text["unigram_loss"], "token frequencies alone"
-sketches.curves(steps, lines, "step", "validation loss (nats per token)", **options)
+print(*results.loss_lines(of), sep="\n")
+sketches.losses_by_step(results.losses_by_step(of), text["unigram_loss"])
 
 # %% [markdown]
 # **At the end v1 is behind plain attention by 0.77, and v2 is ahead of it by 0.10. Under the settings tried, the
@@ -244,21 +171,8 @@ print(f"slope in A₂ ÷ slope in A₁: {slope_2 / slope_1:.4f}")
 # the same way, and nothing is subtracted. Lines are means, bands 95 % intervals.
 
 # %%
-moments = text["moments"]
-means, halves = {}, {}
-for kind in results.KINDS:
-    table = np.array([r["own"] for r in of[kind]])  # (seeds, moments, layers)
-    found = [[mean_and_interval(values) for values in at.T] for at in table.swapaxes(0, 1)]
-    means[kind], halves[kind] = np.moveaxis(np.array(found), -1, 0)
-for kind, by_step in means.items():
-    rows = (f"step {step} {by_step[moments.index(step)].round(2)}" for step in (0, 100, 400))
-    print(f"{kind:6} mean ρ by layer:", "   ".join(rows))
-tokens = np.prod([text["settings"][name] for name in ("max_steps", "batch_size", "context")])
-print(f"these models: {of['v1'][0]['parameters']:,} parameters, {tokens:,} tokens read")
-at = [moments.index(step) for step in (0, 40, 100, 400)]
-options = {"xticks": at, "xticklabels": [moments[i] for i in at], "ylim": (-1, 1)}
-kinds = list(results.KINDS)
-sketches.by_layer(range(len(moments)), means, halves, "step", "ρ", kinds, **options)
+print(*results.correlation_lines(text), sep="\n")
+sketches.correlations_by_step(text["moments"], results.correlations(of))
 
 # %% [markdown]
 # At initialization the maps share nothing. Then **the maps of a differential pair become opposites**, while the heads
@@ -274,16 +188,7 @@ sketches.by_layer(range(len(moments)), means, halves, "step", "ρ", kinds, **opt
 # That larger model has a plain twin. Both read 16 million tokens with Muon, one run each:
 
 # %%
-long_runs = json.loads(Path("data/baseline.json").read_text(encoding="utf-8"))
-repeated = Path("data/bundled_by_torch.jsonl").read_text(encoding="utf-8").splitlines()
-noise = max(abs(r["refdiff"] - r["torch"]) for r in map(json.loads, repeated))
-size = long_runs["differential"]["parameters"]
-print(f"{long_runs['tokens']:,} tokens read, {size:,} parameters")
-for kind in ("plain", "differential"):
-    at_end = long_runs[kind]["validation"][-1][1]
-    bits = round(long_runs[kind]["reached"]["bits_per_byte"], 3)
-    print(f"{kind:12} loss at the end {at_end:.3f} nats per token, {bits} bits per byte")
-print(f"the same run repeated in torch differs by up to {noise:.3f}")
+print(*results.long_run_lines(), sep="\n")
 
 # %% [markdown]
 # The two end within what a repetition changes, and another seed may change more. One run of each cannot tell them
@@ -316,38 +221,14 @@ print(f"the same run repeated in torch differs by up to {noise:.3f}")
 # <summary>What the tests check</summary>
 #
 # ```python
-# table = [[2, 2, 4], [2, 1, 2], [128, 128, 106], [120_128, 120_384, 120_128]]
-# assert np.transpose([sizes[kind] for kind in ("plain", "v1", "v2")]).tolist() == table
-# sizes_of = {r["parameters"] for r in text["runs"]}
-# assert max(sizes_of) < 1.003 * min(sizes_of)
-# assert all(len(mine) == 5 for mine in runs.values())
-# look_up = {kind: [run["learned_at"] for run in mine] for kind, mine in runs.items()}
-# assert max(look_up["v1"] + look_up["v2"]) <= 140
-# assert min(look_up["v1"] + look_up["v2"]) == 120
-# assert (min(look_up["plain"]), max(look_up["plain"])) == (360, 620)
-# assert controls == {"v1": [None, None, None], "v2": [None, None, 480]}
-# found = {key: [n for n in lengths if x[n][0] > x[n][1]] for key, x in compared.items()}
-# less = {key: [n for n in lengths if x[n][0] < -x[n][1]] for key, x in compared.items()}
-# assert found["accuracy", "v1"] == ["16", "32", "64"]
-# assert found["accuracy", "v2"] == lengths[1:]
-# assert (less["noise", "v1"], less["noise", "v2"]) == ([], lengths[:4])
-# assert max(shares, key=lambda kind: shares[kind]["noise"]) == "v2"
-# assert shares["plain"]["answer"] < shares["v1"]["answer"] < shares["v2"]["answer"]
+# ahead = {kind: (mean, half) for kind, _, mean, half in results.text_differences(of)}
 # assert ahead["v1"][0] > ahead["v1"][1]
-# assert loss["v1"][:, steps.index(100)].mean() > text["unigram_loss"] - 0.1
 # assert all(ahead[kind][0] < -ahead[kind][1] for kind in ("v2", "v1, no norm", "v1, Muon"))
-# assert summary["loss on text ←"]["v2, AdamW"] == loss["v2"][:, -1].tolist()
+# assert results.controls(stored) == {"v1": [None, None, None], "v2": [None, None, 480]}
+# shares = results.last_layer(runs, "256")
+# assert shares["v2"]["noise"] > max(shares["plain"]["noise"], shares["v1"]["noise"])
+# assert shares["plain"]["answer"] < shares["v1"]["answer"] < shares["v2"]["answer"]
 # assert abs(slope_2 / slope_1 + lambda_) < 1e-6
-# assert all(means[kind].min() < -0.6 for kind in ("v1", "v2"))
-# until_100 = moments.index(100) + 1  # the maps become opposites while λ is above 0
-# assert all(np.min(r["lambda"][:until_100]) > 0 for kind in ("v1", "v2") for r in of[kind])
-# below = {kind: np.flatnonzero(means[kind][-1] < -halves[kind][-1]).tolist() for kind in ("v1", "v2")}
-# assert below == {"v1": [0, 3], "v2": [0]}
-# assert [np.flatnonzero(means[n][-1] > halves[n][-1]).tolist() for n in ("v1", "v2")] == [[], [3]]
-# assert 14 < size / of["v1"][0]["parameters"] < 15.5
-# assert 39.5 < long_runs["tokens"] / tokens < 40.5
-# gap = long_runs["plain"]["validation"][-1][1] - long_runs["differential"]["validation"][-1][1]
-# assert abs(gap) < noise < 0.0105
 # ```
 #
 # </details>
@@ -358,9 +239,9 @@ print(f"the same run repeated in torch differs by up to {noise:.3f}")
 # gradient $g$ of a result and returns the gradients of the inputs.
 #
 # **1.** `"eq1_vjp"`: the gradients of this chapter, and those of V and λ. **2.** `"softmax_vjp"`, where
-# $\partial a_j/\partial z_i = a_j([i = j] - a_i)$. **3.** `"rms_norm_vjp"`, without a weight. **4.**
-# `"cross_entropy"`: the loss; some scores are near 1000. **5.** `"eq2_vjp"`: the four vectors of λ. **6.**
-# `"lambda_v2"` and **7.** `"v2"`. **8.** `"attention_share"`: the share of some keys in one row.
+# $\partial a_j/\partial z_i = a_j([i = j] - a_i)$. **3.** `"cross_entropy"`: the loss; some scores
+# are near 1000. **4.** `"eq2_vjp"`: the four vectors of λ. **5.** `"lambda_v2"` and **6.** `"v2"`. **7.**
+# `"attention_share"`: the share of some keys in one row.
 #
 # <details>
 # <summary>Answers</summary>
@@ -372,11 +253,6 @@ print(f"the same run repeated in torch differs by up to {noise:.3f}")
 # def my_eq1_vjp(g, a1, a2, v, lambda_):
 #     G = g @ v.T
 #     return G, -lambda_ * G, (a1 - lambda_ * a2).T @ g, -(G * a2).sum()
-#
-#
-# def my_rms_norm_vjp(g, x, eps):
-#     size = np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
-#     return (g - x * (g * x).mean(axis=-1, keepdims=True) / size**2) / size
 #
 #
 # def my_cross_entropy(z, targets):
@@ -404,7 +280,6 @@ print(f"the same run repeated in torch differs by up to {noise:.3f}")
 #
 # assert exercises.check("eq1_vjp", my_eq1_vjp)
 # assert exercises.check("softmax_vjp", lambda g, a: a * (g - (g * a).sum(axis=-1, keepdims=True)))
-# assert exercises.check("rms_norm_vjp", my_rms_norm_vjp)
 # assert exercises.check("cross_entropy", my_cross_entropy)
 # assert exercises.check("eq2_vjp", my_eq2_vjp)
 # assert exercises.check("lambda_v2", lambda x, w: 1 / (1 + np.exp(-(x @ w.T))).swapaxes(1, 2)[..., None])

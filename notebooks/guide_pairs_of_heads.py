@@ -296,13 +296,22 @@ exercises.check("eq3", lambda *args: multi_head(neighbors, *args))
 #
 # **3.** `"eq3_paper"`: eq. 3 without $W^O$, where neighbors are pairs.
 #
-# **4.** A checkpoint was trained with the file that repeats first, H = 8 and K = 4. Can `multi_head(neighbors, …)`
+# **4.** `"rms_norm_vjp"`: the backward step of the norm, without a weight. It takes the gradient $g$ of the result and
+# returns that of $x$: see what it divides by.
+#
+# **5.** A checkpoint was trained with the file that repeats first, H = 8 and K = 4. Can `multi_head(neighbors, …)`
 # compute the same with *other* weights for K, without repeating at run time?
 #
 # <details>
 # <summary>Answers</summary>
 #
 # ```python
+# def my_rms_norm_vjp(g, x, eps):
+#     size = np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+#     return (g - x * (g * x).mean(axis=-1, keepdims=True) / size**2) / size
+#
+#
+# assert exercises.check("rms_norm_vjp", my_rms_norm_vjp)
 # assert exercises.check("value_pairs", lambda v: np.concatenate(np.split(v, 2, axis=1), axis=-1))
 # assert exercises.check("paper_to_hf", lambda x: np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1))
 # assert exercises.check("eq3", lambda *args: multi_head(halves, *args))
@@ -311,7 +320,7 @@ exercises.check("eq3", lambda *args: multi_head(neighbors, *args))
 # assert np.array_equal(multi_head(neighbors, q, k_8, v_4, lambda_, lambda_init, eps), repeat_first)
 # ```
 #
-# 4: No. Pair 0 would need k0 twice and pair 1 would need k1 twice, but `multi_head(neighbors, …)` lets both read (k0,
+# 5: No. Pair 0 would need k0 twice and pair 1 would need k1 twice, but `multi_head(neighbors, …)` lets both read (k0,
 # k1). So four keys are not enough. Repeat the rows of $W_K$ and $W_V$ once and for all, as the last lines above do,
 # and it works with K = 8. That is as many keys as queries, and the memory that grouped queries were to save is spent.
 #

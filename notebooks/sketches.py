@@ -480,6 +480,26 @@ def stacked(shares: Mapping[str, Mapping[str, float]], xlabel: str) -> Any:
     return on_card(axes.figure)
 
 
+def first_losses(steps: Sequence[int], losses: Mapping[str, Any]) -> Any:
+    """The loss of each run while training sequences are short."""
+    return runs(steps, losses, "step", "loss on sequences of 8 tokens", ylim=(0, 0.6))
+
+
+def found_by_length(accuracies: Mapping[str, Any], guesses: Mapping[str, float]) -> Any:
+    """The share of values found by the tokens of a sequence: each run, the mean of each kind, and a guess."""
+    places, options = range(len(guesses)), {"xticklabels": list(guesses), "ylim": (0, 1.02)}
+    return runs(places, accuracies, "tokens in a sequence", "values found", guess=list(guesses.values()),
+                xticks=places, **options)  # fmt: skip
+
+
+def losses_by_step(of_kinds: Mapping[str, Mapping[int, tuple[float, float]]], frequencies: float) -> Any:
+    """The validation loss of each kind by step, with intervals, and that of token frequencies alone."""
+    steps = list(next(iter(of_kinds.values())))
+    lines, errors = ({kind: [x[i] for x in by_step.values()] for kind, by_step in of_kinds.items()} for i in (0, 1))
+    return curves(steps, lines, "step", "validation loss (nats per token)", errors=errors, xticks=steps,
+                  level=(frequencies, "token frequencies alone"))  # fmt: skip
+
+
 def shares(of_kinds: Mapping[str, Mapping[str, float]], title: str) -> Any:
     """One bar for each kind of model, cut into answer, noise and the rest, which sum to 1."""
     axes = new_axes(None, 5.4, 0.5 * len(of_kinds) + 1.0)
@@ -825,29 +845,29 @@ def cuts(p: Any, names: Sequence[str], k: int, share: float, *, narrow: bool = F
 
 
 @for_two_widths
-def by_layer(
-    x: Any, lines: Mapping[str, Any], errors: Mapping[str, Any], xlabel: str, ylabel: str, order: Sequence[str],
-    *, narrow: bool = False, **options: Any,
-) -> Any:  # fmt: skip
-    """Small multiples: for each layer named curves (x, layers) with the bands of their confidence intervals.
+def correlations_by_step(moments: Sequence[int], of_kinds: Mapping[str, Any], *, narrow: bool = False) -> Any:
+    """ρ in training, a panel for each layer: of each kind the mean and its interval (moments, layers, 2).
 
-    order: all names of a page, so that a name has the same colour in each of its pictures.
+    Moments stand side by side, whatever their distance.
     """
-    count = len(next(iter(lines.values()))[0])
+    count = next(iter(of_kinds.values())).shape[1]
     figure = new_figure(5.0 if narrow else 9.0, 4.6 if narrow else 2.6)
-    grid = figure.subplots(*((count // 2, 2) if narrow else (1, count)), sharey=True, sharex=True)
+    grid, x = (
+        figure.subplots(*((count // 2, 2) if narrow else (1, count)), sharey=True, sharex=True),
+        range(len(moments)),
+    )
     for layer, axes in enumerate(grid.flat):
         style_axes(axes)
-        for label, values in lines.items():
-            i = order.index(label)
-            y, half = (np.asarray(table)[:, layer] for table in (values, errors[label]))
-            axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], label=label)
+        for i, (kind, values) in enumerate(of_kinds.items()):
+            y, half = values[:, layer].T
+            axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], label=kind)
             axes.fill_between(x, y - half, y + half, color=SERIES[i], alpha=0.2, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.5)
-        axes.set(**options)
+        shown = [moment for moment in (0, 40, 100, 400) if moment in moments]
+        axes.set(ylim=(-1, 1), xticks=[moments.index(moment) for moment in shown], xticklabels=shown)
         axes.set_title(f"layer {layer}", fontsize=10)
-    figure.supxlabel(xlabel, fontsize=10)
-    grid.flat[0].set_ylabel(ylabel)
+    figure.supxlabel("step", fontsize=10)
+    grid.flat[0].set_ylabel("ρ")
     legend(grid.flat[0], loc="upper right")
     return on_card(figure)
 
