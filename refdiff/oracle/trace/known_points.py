@@ -196,7 +196,7 @@ HEADS = ("lm_head", "score", "qa_outputs")
 _V2_LAMBDA = _IN + "lambda_proj"
 """Without this point the run is of another variant, whose λ does not depend on tokens."""
 
-_IN_LAYER = re.compile(r"layers\.(\d+)(\..+)?$")
+_IN_LAYER = re.compile(r"layers\.(\d{1,9})(\..+)?$")
 
 
 class Flow:
@@ -205,25 +205,26 @@ class Flow:
     def __init__(self, points: Collection[str]) -> None:
         self._points = points
         self._base = path_prefix(points)
-        found = (m for p in points if (m := _IN_LAYER.match(p.removeprefix(self._base))))
-        self._layers = max((int(m[1]) + 1 for m in found), default=0)
+        in_layers = (m for p in points if (m := _IN_LAYER.match(p.removeprefix(self._base))))
+        self._layers = sorted({int(m[1]) for m in in_layers})  # not a range: a file may name any number
         self._parents: dict[str, tuple[str, ...]] = {head: (self._run_path("norm", 0),) for head in HEADS}
-        for layer in range(max(1, self._layers)):
+        for layer in range(max(1, len(self._layers))):
             for point in (*POINTS, OUT):
-                at = layer if point.path.startswith(_LAYER) else self._layers
+                at = layer if point.path.startswith(_LAYER) else len(self._layers)
                 parents = [self._run_path(path, at) for path in point.parents]
                 if _V2_LAMBDA in point.parents and self._run_path(_V2_LAMBDA, at) not in points:
                     parents.remove(self._run_path(_V2_LAMBDA, at))
                 self._parents.setdefault(self._run_path(point.path, at), tuple(parents))
 
     def _run_path(self, path: str, layer: int) -> str:
-        """Return the path in this run of a point of the table; a plain Llama's maps have no number."""
+        """Return the path of a point in the n-th layer of this run; a plain Llama's maps have no number."""
         if path == _LAYER_INPUT:
             return self._run_path(_LAYER, layer - 1) if layer else self._run_path("embed_tokens", 0)
         if path.startswith(_IN) and not self._layers:
             own = path.removeprefix(_IN)
         else:
-            own = self._base + path.replace(_LAYER, f"layers.{layer}")
+            number = self._layers[layer] if layer < len(self._layers) else layer
+            own = self._base + path.replace(_LAYER, f"layers.{number}")
         plain = own.rstrip("12") if path.endswith(("1", "2")) else own
         return plain if plain in self._points else own
 

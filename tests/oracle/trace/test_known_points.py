@@ -55,6 +55,12 @@ def test_the_flow_of_the_attention_alone(name: str) -> None:
     flows_as_said(lambda put: record_run(run, put))
 
 
+def test_layers_that_a_run_lacks_cost_nothing() -> None:
+    flow = Flow(["layers.2.mlp.act_fn", "layers.999999999", "layers." + "9" * 400])
+    assert flow.parents("layers.999999999") == ("layers.2.mlp.act_fn",)
+    assert flow.parents("layers." + "9" * 400) == ()
+
+
 def test_values_by_hand() -> None:
     model = small_model()
     points = record(model, {})
