@@ -205,38 +205,33 @@ def test_a_correct_model(kind: str, inside: tuple[str, ...], implementation: str
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
-    ("kind", "point", "wrong", "diagnosis"),
+    ("kind", "point", "wrong"),
     [
-        ("DiffLlama", "attn1", "no_scale", "unique: scores_not_scaled"),
-        ("DiffLlama", "attn1", "keys_swapped", "unique: keys_swapped"),
-        ("Llama", "attn", "no_scale", "unique: scores_not_scaled"),
-        ("Llama", "attn", "windowed", "unique: window = 5"),
+        ("DiffLlama", "attn1", "no_scale"),
+        ("DiffLlama", "attn1", "keys_swapped"),
+        ("Llama", "attn", "no_scale"),
+        ("Llama", "attn", "windowed"),
     ],
 )
-def test_a_mistake_of_an_attention_function_in_one_layer_has_a_name(
-    kind: str, point: str, wrong: str, diagnosis: str
-) -> None:
+def test_a_mistake_of_an_attention_function_in_one_layer_has_a_place(kind: str, point: str, wrong: str) -> None:
     report = oracle.torch.model(model_of(kind=kind), IDS[:1], attn_implementation=wrong)
     assert not report
     assert (report.layer, str(report.divergence.path)) == (1, f"model.layers.1.self_attn.{point}")
-    assert str(report).startswith(f"fail: layer 1, point {point}\ndiagnosis: {diagnosis}"), str(report)
-    assert ("A query sees 5 keys, itself among them" in str(report)) == (wrong == "windowed")
-    assert "the same function: window = 5" not in str(report)
+    assert str(report).startswith(f"fail: layer 1, point {point}\n"), str(report)
 
 
-def test_a_mistake_in_the_module_has_a_name() -> None:
+def test_a_mistake_in_the_module_has_a_place() -> None:
     model = model_of("bfloat16")
     model.model.layers[2].self_attn.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * 3)
     report = oracle.torch.model(model, IDS)
     assert (report.layer, report.divergence.path) == (2, "model.layers.2.self_attn.diff")
-    assert report.diagnosis.status == "unique", str(report)
 
 
 def test_a_mistake_outside_of_attention_has_a_place() -> None:
     model = model_of()
     model.model.layers[3].mlp.act_fn = torch.nn.GELU()
     report = oracle.torch.model(model, IDS[0].tolist())
-    assert (report.layer, report.diagnosis) == (3, None)
+    assert report.layer == 3
     assert str(report).startswith("fail: layer 3, point act_fn\n")
 
 

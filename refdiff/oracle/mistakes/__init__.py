@@ -5,15 +5,13 @@ the order of steps, masks, and derivatives of a correct forward pass. `in_spec` 
 those that misread an input. `LINKS` says where they happened: F1 to F13 are correct for one published attention variant
 and wrong for another; B1 to B23 are wrong everywhere.
 
-`wrap(mistake)` wraps a layer of `refdiff.backends.overlay`, for a model with the mistake. `plant(mistake)` replaces the
-layer everywhere in refdiff. `python -m tests.oracle.mistakes` does so with each mistake and reports which property
-tests notice it.
+`wrap(mistake)` wraps a layer of `refdiff.backends.overlay`, for a model with the mistake.
 """
 
-from refdiff.oracle.mistakes.catalogue import LINKS, Mistake, plant, wrap
+from refdiff.oracle.mistakes.catalogue import LINKS, Mistake, wrap
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.mistakes.in_layers import ATTENTION_MISTAKES, HEAD_MISTAKES, LAYER_MISTAKES
 
 CATALOGUE: tuple[Mistake, ...] = (*HEAD_MISTAKES, *LAYER_MISTAKES, *ATTENTION_MISTAKES, *BACKWARD_MISTAKES)
 
-__all__ = ["CATALOGUE", "LINKS", "Mistake", "plant", "wrap"]
+__all__ = ["CATALOGUE", "LINKS", "Mistake", "wrap"]

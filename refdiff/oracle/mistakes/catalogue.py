@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -230,18 +228,3 @@ def _regroup_values(v: Numpy, heads: int, width: int) -> Numpy:
 def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
     """Return the wrapper for `refdiff.backends.overlay` that puts a mistake into its layers."""
     return lambda name, layer: mistake.of(layer) if name == mistake.layer else layer
-
-
-def plant(mistake: Mistake) -> None:
-    """Replace the correct layer everywhere in refdiff, for the rest of this process."""
-    right = getattr(importlib.import_module("refdiff.layers"), mistake.layer)
-    replace_function(right, mistake.of(right))
-
-
-def replace_function(right: Layer, wrong: Layer) -> None:
-    """Replace a function in all modules of refdiff and in the dicts of these modules."""
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] != "refdiff":
-            continue
-        for table in [vars(module), *(value for value in vars(module).values() if isinstance(value, dict))]:
-            table.update({known_as: wrong for known_as, value in table.items() if value is right})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +13,15 @@ from typing import Any
 import numpy as np
 
 from refdiff.model import heads
-from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.arrays import any_array
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace import hooks, trace
 
 Numpy = np.ndarray[Any, Any]
 
-MODELS = {"diffllama": "hf_diffllama", "llama": "attention"}
-"""The supported models of transformers: model_type → preset of their attention."""
-_ATTENTION_POINT = re.compile(r"(?P<path>.*\blayers\.(?P<layer>\d+)\.self_attn)\.(?P<point>\w+)")
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-"""Points that `diagnose` does not cover: it starts from the outputs of the projections and ends before o_proj."""
+MODELS = ("diffllama", "llama")
+"""The supported models of transformers, by their model_type."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +29,10 @@ class ModelReport:
     """The result of `model`; true if nothing diverges.
 
     divergence: the comparison of all points, with the first wrong one. layer: the layer of that point, if it is in one.
-    diagnosis: the name of the mistake, if that point is between the projections of an attention.
     """
 
     divergence: Divergence
     layer: int | None = None
-    diagnosis: Ranking | None = None
 
     def __bool__(self) -> bool:
         return not self.divergence
@@ -49,8 +41,7 @@ class ModelReport:
         if self:
             return f"pass\n{self.divergence}"
         where = "" if self.layer is None else f"layer {self.layer}, "
-        name = "" if self.diagnosis is None else f"diagnosis: {self.diagnosis}\n"
-        return f"fail: {where}point {str(self.divergence.path).rpartition('.')[2]}\n{name}{self.divergence}"
+        return f"fail: {where}point {str(self.divergence.path).rpartition('.')[2]}\n{self.divergence}"
 
 
 def model(
@@ -86,7 +77,7 @@ def model(
         of.save_pretrained(folder)
         ours = kind.from_pretrained(folder, mmap=False)
     with (
-        _use_implementation(of, attn_implementation) as used,
+        _use_implementation(of, attn_implementation),
         hooks(of) as points,
         _record_attention(of) as inside,
         torch.no_grad(),
@@ -94,12 +85,8 @@ def model(
         of(**{name: torch.tensor(x).to(of.device) for name, x in call.items()}, use_cache=False)
     mine = {**points, **inside}
     found = first_divergence(mine, trace(ours, call))
-    at = _ATTENTION_POINT.fullmatch(found.path or "")
-    if at is None or at["point"] in _PROJECTIONS:
-        layer = re.search(r"\blayers\.(\d+)", found.path or "")
-        return ModelReport(found, int(layer[1]) if layer else None)
-    diagnosis = _diagnose_attention(of, mine, at, call, found.precision, eager=used == "eager")
-    return ModelReport(found, int(at["layer"]), diagnosis)
+    layer = re.search(r"\blayers\.(\d+)", found.path or "")
+    return ModelReport(found, int(layer[1]) if layer else None)
 
 
 @contextmanager
@@ -147,36 +134,3 @@ def _record_attention(of: Any) -> Iterator[dict[str, Numpy]]:
         yield points
     finally:
         del functions.get_interface
-
-
-def _diagnose_attention(
-    of: Any, points: Mapping[str, Numpy], at: re.Match[str], call: Mapping[str, Numpy], precision: str, *, eager: bool
-) -> Ranking | None:
-    """Diagnose one attention, from the outputs of its projections to the input of o_proj."""
-    path, config = at["path"], of.config
-    part, preset = of.get_submodule(path), MODELS[config.model_type]
-    vectors = VECTORS if hasattr(part, VECTORS[0]) else ()
-    H, K, d = config.num_attention_heads, config.num_key_value_heads, part.head_dim
-    rope = dict(config.rope_parameters)
-    plain = rope.get("rope_type", "default") == "default" and rope.get("partial_rotary_factor", 1) == 1
-    if not plain and at["point"] in ("q_rope", "k_rope"):
-        return None  # the spec has no such RoPE; otherwise the rotated q and k are the inputs
-    spec = Spec.preset(
-        preset, query_heads=H, key_heads=K, head_dim=d, layer=int(at["layer"]), norm_eps=config.rms_norm_eps,
-        rope="halves" if plain else "none", rope_theta=rope.get("rope_theta", 10_000.0), padded_queries="any",
-    )  # fmt: skip
-
-    def split_heads(name: str, count: int) -> Numpy:
-        x = points[f"{path}.{name}"]
-        return np.ascontiguousarray(np.swapaxes(x.reshape(*x.shape[:2], count, -1), 1, 2))
-
-    names = {"q": ("q_proj", H), "k": ("k_proj", K), "v": ("v_proj", K)}
-    inputs = {name: split_heads(*where) for name, where in names.items()}
-    if not plain:
-        inputs |= {name: points[f"{path}.{name}_rope"] for name in "qk"}
-    inputs |= {name: any_array(getattr(part, name)).copy() for name in vectors}
-    if "attention_mask" in call:
-        inputs["key_mask"] = call["attention_mask"] != 0
-    storage = "float32" if precision == "float64" else precision
-    recipe = Recipe.of({"storage": storage, "qk": storage if eager else "float32"})
-    return diagnose(split_heads("scaled", spec.heads), spec, inputs, recipe=recipe)

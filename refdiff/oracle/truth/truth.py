@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.resolve import resolve_spec
@@ -55,19 +54,6 @@ class Result:
         grads = f"; grads: {array_summary(self.grads)}" if self.grads else ""
         return f"Result({array_summary(found)}{grads})"
 
-    def like(self, x: Array) -> Result:
-        """Return a copy with arrays of the library of `x`, on its device: torch, JAX, CuPy or any array-API library.
-
-        JAX needs `jax_enable_x64` for float64, and warns without it.
-        """
-        xp, where = namespace(x), device(x)
-
-        def moved(y: Numpy | None) -> Any:
-            return None if y is None else from_numpy(y, xp, where)
-
-        made = {name: moved(getattr(self, name)) for name in FIELDS}
-        return Result(**made, grads={name: moved(g) for name, g in self.grads.items()})
-
 
 def truth(
     spec: Spec | str,
@@ -79,7 +65,7 @@ def truth(
 ) -> Result:
     """Compute the outputs and gradients of `spec` in float64 from the inputs as they are stored.
 
-    The result holds NumPy arrays; `truth(...).like(x)` converts them to the library of `x`.
+    The result holds NumPy arrays.
 
     Args:
         spec: a `Spec`, or a preset's name: layer 0 of that preset, with dimensions read from the inputs.
