@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.oracle.printing import list_first, wrap_text
-from refdiff.oracle.trace.known_points import Flow, near_point
+from refdiff.oracle.trace.known_points import near_point
 
 MAX_NAMED = 4
 """How many points of other layers, or kinds of missing points, are named; more are counted."""
@@ -15,6 +15,8 @@ MAX_UNKNOWN = 8
 """How many names that are no point are listed."""
 
 _LAYER = re.compile(r"layers\.\d+")
+_CUT = re.compile(r"layers\.\d+(\.\w+_layernorm)?$")
+"""Points that all later ones of a model are computed from, beside the angles of RoPE."""
 MODES = {
     "local": "each point computed from those before it in this run",
     "free": "each point computed from the inputs of the run",
@@ -101,20 +103,20 @@ class Divergence:
             times = f", {self.first.ratio:.3g} times what rounding explains" if self.first.ratio < float("inf") else ""
             lines += [f"  worst row {self.first.row}{times}"]
         before = [s.path for s in compared[: compared.index(self.first)] if s.status == "equal"]
-        skipped = self._missing_before(self.first, set(missing))
+        skipped = self._missing_before(self.first)
         if skipped and (self.first.error or self.first.size):  # zeros: the shape was wrong, so nothing was compared
             lines += [f"  not in the trace, so the mistake may be there: {', '.join(skipped)}"]
         elif before:
             lines += [f"  right up to {before[-1]}"]
         return lines
 
-    def _missing_before(self, first: Stage, missing: set[str]) -> list[str]:
-        """List the missing points from which the first divergence is computed without a recorded point in between."""
-        flow, layer = Flow([s.path for s in self.stages]), _layer(first.path)
-        origins = flow.ancestors(first.path, missing)
-        names = [s.path for s in self.stages if s.path in origins]
-        near = [_short(path) for path in names if _layer(path) in ("", layer)]
-        far = [path for path in names if _layer(path) not in ("", layer)]
+    def _missing_before(self, first: Stage) -> list[str]:
+        """List the missing points before the first wrong one, since the last norm or layer that was compared."""
+        before, layer = self.stages[: self.stages.index(first)], _layer(first.path)
+        since = max((n for n, s in enumerate(before) if s.status != "missing" and _CUT.search(s.path)), default=-1)
+        missing = [s.path for n, s in enumerate(before) if s.status == "missing" and (n > since or "rotary" in s.path)]
+        near = [_short(path) for path in missing if _layer(path) in ("", layer)]
+        far = [path for path in missing if _layer(path) not in ("", layer)]
         conjunction = "and " if near else ""
         return near + (far if len(far) <= MAX_NAMED else [f"{conjunction}{len(far)} points of the layers before"])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.layers import softmax
 from refdiff.oracle import Spec, Trace, trace, truth
 from tests.model.models import ids, small_model
 from tests.oracle.example_inputs import draw
@@ -68,6 +69,22 @@ def test_is_run_again_in_float64() -> None:
     wide = {n: x.astype(np.float32).astype(np.float64) for n, x in flat.items()}
     right = refdiff.DiffLlamaForCausalLM(exact.config, refdiff.model.weights.nest(wide), kernels="reference")
     close(again["lm_head"], right(ids(0, 2, 5)).logits, FLOAT64)
+
+
+def test_values_by_hand() -> None:
+    model = small_model()
+    points = run_again(trace(model, ids(0, 2, 5)), maps=True)
+    at = "model.layers.1.self_attn."
+    q, k, v = points[at + "q_rope"], points[at + "k_rope"], points[at + "values"]
+    scores = np.einsum("btd,bsd->bts", q[:, 5], k[:, 2]) / np.sqrt(6)  # pair 1: heads 1 and 1 + 4, keys 0 and 0 + 2
+    close(points[at + "scores2"][:, 1], scores, FLOAT64)
+    seen = np.tril(np.ones((5, 5), bool))
+    close(np.exp(points[at + "lse2"][:, 1]), np.where(seen, np.exp(scores), 0).sum(-1), FLOAT64)
+    close(points[at + "attn2"][:, 1], softmax(scores, seen) @ v[:, 0], FLOAT64)
+    lambda_ = points[at + "lambda_full"]
+    close(points[at + "diff"], points[at + "attn1"] - lambda_ * points[at + "attn2"], FLOAT64)
+    close(points["model.layers.1"], points["model.layers.2.post_attention_layernorm.input"]
+          - points["model.layers.2.self_attn.o_proj"], FLOAT64 * 10)  # fmt: skip
 
 
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6, layer=1)

@@ -1,0 +1,79 @@
+"""Arrays that are equal all the same: by a factor, in another base, with axes in another order."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from refdiff.oracle import Spec, first_divergence, trace
+from refdiff.oracle.divergence.expected import Expected
+from refdiff.oracle.divergence.layouts import arrange
+from tests.model.models import ids, small_model
+from tests.oracle.example_inputs import draw
+
+REF = trace(small_model(), ids(0, 2, 5), maps=True)
+AT = "model.layers.1.self_attn."
+
+
+@pytest.mark.parametrize("base", [2, 10])
+def test_another_base_diverges_from_nothing(base: int) -> None:
+    mine = {path: (x / math.log(base) if "lse" in path else x).astype(np.float32) for path, x in REF.items()}
+    found = first_divergence(mine, REF)
+    assert not found
+    (stage,) = (s for s in found.stages if s.path == AT + "lse1")
+    assert (stage.status, stage.what) == ("equal", f"to the base {base}, not e")
+
+
+def test_the_base_of_the_spec() -> None:
+    spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6, lse_base="2")
+    ref = trace(spec, draw(spec, 1, dtype=np.float32, T=3))
+    assert not first_divergence(ref, ref)
+    natural = {name: ref[name] * math.log(2) for name in ("lse1", "lse2")}
+    stages = {s.path: s for s in first_divergence(natural, ref).stages}
+    assert stages["lse1"].what == "to the base e, not 2"
+
+
+def test_a_factor_explains_most_of_an_error() -> None:
+    """An error at random, a little larger than allowed, is a little smaller beside some factor."""
+    y = REF[AT + "o_proj"]
+    noise = np.random.default_rng(0).normal(size=y.shape)
+    noise += 0.3 * y / y.std() - (noise * y).sum(-1, keepdims=True) / (y * y).sum(-1, keepdims=True) * y
+    noise /= np.sqrt((noise**2).mean(-1, keepdims=True))
+    allowed = Expected(y, "float64", np.full(y.shape[:-1], 1e-3), slope=1.0)
+    for error, factor in ((4.08e-3 * noise, 0.0), (0.1 * y, 1.1), (-2 * y, -1.0)):
+        assert allowed.factor(y + error) == pytest.approx(factor)
+    assert allowed.factor(0 * y) == 0
+
+
+LAYER_0 = "model.layers.0.self_attn."
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "how"),
+    [
+        (LAYER_0 + "diff", lambda x: x, ""),
+        (LAYER_0 + "diff", lambda x: x.transpose(0, 2, 1, 3), "BTHe"),
+        (LAYER_0 + "scaled", lambda x: x.reshape(2, 5, 4, 12).transpose(0, 2, 1, 3), "BHTe"),
+        (LAYER_0 + "q_rope", lambda x: x.transpose(2, 0, 3, 1), "TBdH"),
+        (LAYER_0 + "lse1", lambda x: x.transpose(0, 2, 1)[..., None], "BTH"),
+        (LAYER_0 + "lambda_full", lambda x: x.reshape(1, 1), ""),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x], -1)[0], "Tn"),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x]), ""),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x])[:, 0], "Tn"),
+    ],
+)
+def test_arranged(path: str, change: object, how: str) -> None:
+    x = REF[path].astype(np.float32)
+    array, said = arrange(change(x), path, REF)
+    assert said == how
+    assert array.dtype == np.float64
+    assert array.shape == REF[path].shape
+    assert np.array_equal(array.astype(np.float32), x)
+
+
+def test_shapes_that_are_none_of_it() -> None:
+    array, said = arrange(np.ones((2, 5, 7)), LAYER_0 + "diff", REF)
+    assert array is None
+    assert said == "has shape (2, 5, 7), expected (2, 4, 5, 12) or another order of its axes"
