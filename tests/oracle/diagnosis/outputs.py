@@ -65,3 +65,19 @@ def by_weights(spec: Spec, inputs: Mapping[str, Any], weights: Callable[..., Seq
     s = attention_operands(spec, exact, ops)
     first, second = weights(scores(s, 1), scores(s, 2))
     return normalize_and_scale(spec, (first - s.lambda_full * second) @ s.v, exact, ops)
+
+
+def by_tiles(spec: Spec, inputs: Mapping[str, Any], tile: int, mistake: str) -> np.ndarray:
+    """The output of an online softmax over tiles of keys that forgets to rescale its sums."""
+    exact, ops, maps = as_float64(spec, inputs), ops_for(), []
+    s = attention_operands(spec, exact, ops)
+    for z in (scores(s, 1), scores(s, 2)):
+        top, total, out = np.full((*z.shape[:-1], 1), -np.inf), 0.0, 0.0
+        for keys in (slice(i, i + tile) for i in range(0, z.shape[-1], tile)):
+            new = np.maximum(top, np.max(z[..., keys], axis=-1, keepdims=True))
+            raw, fade = np.exp(z[..., keys] - new), np.exp(top - new)
+            total = total * (fade if mistake == "accumulator" else 1.0) + np.sum(raw, axis=-1, keepdims=True)
+            out = out * (fade if mistake == "denominator" else 1.0) + raw @ s.v[:, :, keys]
+            top = new
+        maps.append(out / total)
+    return normalize_and_scale(spec, maps[0] - s.lambda_full * maps[1], exact, ops)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.rounding import round_to
-from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
+from tests.oracle.selftest.baseline_rules import Given, accepts
 
 Y = np.random.default_rng(0).normal(size=(1, 2, 5, 8))
 
@@ -88,20 +88,3 @@ def test_the_correlation_sees_no_scale_and_no_offset() -> None:
         found = np.corrcoef(given.reference.ravel(), out.ravel())[0, 1]
         assert _accepts("pcc 0.999", out, given) == (found >= 0.999) == (size == 0.03)
     assert _accepts("pcc 0.999", np.ones_like(Y), given), "no correlation is defined, which comp_pcc accepts"
-
-
-@pytest.mark.parametrize("rule", BASELINE_RULES)
-@pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_only_the_correlation_accepts_what_is_not_finite(rule: str, number: float) -> None:
-    given = _given("float32")
-    out = given.reference.copy()
-    out[np.unravel_index(np.argmin(np.abs(Y)), Y.shape)] = number
-    assert _accepts(rule, out, given) == (rule == "pcc 0.999")
-
-
-@pytest.mark.parametrize("rule", BASELINE_RULES)
-def test_the_truth_in_the_storage_type_is_accepted_and_every_tensor_counts(rule: str) -> None:
-    given = _given("bfloat16", 0.9)
-    good, bad = given.reference, -given.reference
-    assert accepts(rule, {"out": good, "dq": good}, {"out": given, "dq": given})
-    assert not accepts(rule, {"out": good, "dq": bad}, {"out": given, "dq": given})

@@ -14,7 +14,7 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
-from refdiff.oracle.mistakes.kernel import deviated, ops_with
+from refdiff.oracle.mistakes.kernel import ops_with
 from refdiff.oracle.truth.backward import backward
 from tests.oracle.selftest.mutants import Mutant, mutants, way_of, with_a_row_of
 from tests.oracle.selftest.one_case import Trial
@@ -47,15 +47,6 @@ def test_the_main_problem(seed: int) -> None:
     local = {m.name for m in found if m.axis == "local"}
     assert len(local) == 14
     assert "one_row_loses_its_own_key" in names["forward"] & names["backward"] & names["lse"]
-
-
-@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), *range(2, 7)])
-def test_the_other_problems_have_output_and_gradients(number: int) -> None:
-    trial, found = _of(0, number)
-    tried = {d.name for d in trial.setting.deviations}
-    assert {m.way for m in found} == {"forward", "backward"}
-    assert {m.name for m in found if m.way == "forward"} <= tried
-    assert len({m.name for m in found if m.way == "forward"}) >= 0.6 * len(tried)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -105,26 +96,3 @@ def test_one_row_is_the_gradient_of_the_other_problem(preset: str, name: str, pr
     assert rows.sum() == 1
     np.testing.assert_allclose(found[rows], exact[rows], rtol=1e-5, atol=1e-10 * np.abs(exact).max())
     np.testing.assert_array_equal(found[~rows], right[~rows])
-
-
-def test_none_where_nothing_is_wrong() -> None:
-    spec, problem, dout = _problem("hf_diffllama")
-    right = backward(spec, problem.inputs, dout, ops_with(()))
-    rng = np.random.default_rng(1)
-    for name in ("q", "k", "v"):
-        before = problem.inputs[name].copy()
-        assert with_a_row_of(problem, dout, name, right[name], rng) is None
-        np.testing.assert_array_equal(problem.inputs[name], before)
-
-
-def test_mistakes_without_a_backward_have_a_wrong_row() -> None:
-    spec, problem, dout = _problem("hf_diffllama")
-    right = backward(spec, problem.inputs, dout, ops_with(()))["v"]
-    rng = np.random.default_rng(2)
-    alone = [d for d in deviations(spec) if d.wrong is not None]
-    assert len(alone) >= 30
-    found = 0
-    for deviation in alone:
-        wrong = deviated(spec, problem.inputs, [deviation])
-        found += wrong is not None and with_a_row_of(wrong, dout, "v", right, rng) is not None
-    assert found >= 0.8 * len(alone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.oracle.selftest.page import page
-from tests.oracle.selftest.table import Count, Table, share, table_from_dict
+from tests.oracle.selftest.table import Count, Table, table_from_dict
 
 
 def _table(**count: int) -> Table:
@@ -68,13 +68,6 @@ def test_json_and_back() -> None:
     assert table_from_dict(json.loads(json.dumps(table.to_dict()))) == table
 
 
-def test_a_share_is_not_rounded_up_to_all() -> None:
-    assert share(9999, 10000) == "99.9 % of 10,000"
-    assert share(3, 3) == "100.0 % of 3"
-    assert share(0, 3) == "0.0 % of 3"
-    assert share(0, 0) == "-"
-
-
 def _one() -> Table:
     table = Table()
     table.counts["float32", "natural", "forward", "rows"] = Count(
@@ -121,13 +114,3 @@ def test_every_number_in_its_cell() -> None:
     assert "| local | one_nan | - | - | - |" in lines
     assert "| 1 | element_times_1_01 | float32 | forward |" in lines
     assert "96.2 % of 260 identifiable mutants are killed. Of the 1 that are not, 1 were inconclusive." in text
-
-
-def test_columns_do_not_touch_at_the_sizes_of_20_seeds() -> None:
-    table = Table()
-    table.counts["bfloat16", "cancellation", "backward", "allclose 1e-2"].add(
-        Count(mutants=81475, killed=81475, identifiable=75227, killed_identifiable=75227, own=27040, own_undecided=2702)
-    )
-    *_, row = (line for line in str(table).splitlines() if line.startswith("bfloat16"))
-    assert " ".join(row.split()) == "bfloat16 cancellation backward allclose 1e-2 100.0 75227 100.0 0/27040 +2702?"
-    assert len(row) <= 80
