@@ -141,8 +141,8 @@ tags: [diffllama, differential-transformer, fairy-tales]
 works without a network, and learners can look into a trained model. It writes in the style of fairy tales, but knows no
 facts. It is an ordinary checkpoint: transformers loads it.
 
-It has seen no conversation. Its chat template joins all messages to one text, so `refdiff generate --chat` continues a
-tale.
+It has seen no conversation. Its chat template joins all messages to one text, so `refdiff generate --chat` tells a tale
+in turns: you begin it, the model continues, you continue.
 
 On the last {unseen:.0f} % of the text, which neither the model nor its tokenizer saw in training, it needs
 **{reached["bits_per_byte"]:.3f} bits per byte** ({reached["validation"]:.3f} nats a token, rows of

@@ -59,6 +59,11 @@ def _run(argv: Sequence[str] | None) -> int:
 def _run_command(argv: Sequence[str] | None, args: argparse.Namespace) -> int:
     """Parse the arguments into `args`, and return the exit status of their command."""
     parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow what was typed
+        import argcomplete
+
+        parser.commands()
+        argcomplete.autocomplete(parser)
     parser.parse_args(argv, args)
     if args.command is None:
         sys.stdout.write(parser.format_brief())

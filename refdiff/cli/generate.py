@@ -1,4 +1,4 @@
-"""`refdiff generate`: a prompt, or a file of prompts → text."""
+"""`refdiff generate`: a prompt, a conversation, or a file of prompts → text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.examples = """
 refdiff generate "Once upon a time"
 refdiff generate -m path/to/checkpoint -n 50 "Once upon a time"
-refdiff generate -m path/to/checkpoint --chat "Who are you?"
+refdiff generate -m path/to/checkpoint --chat
 refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
 """
     parser.brief = ("-m", "-f", "--chat", "--system", "-n", "--temperature", "--top-k", "--top-p", "-s", "--stop")
@@ -39,7 +39,7 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     given = parser.add_argument_group("model and prompt")
     flags.add_model(given, "-m", "--model")
     flags.add_prompt(given)
-    given.add_argument("--chat", action="store_true", help="use the chat template")
+    given.add_argument("--chat", action="store_true", help="use the chat template, or converse")
     given.add_argument("--system", type=utf8_text, metavar="TEXT", help="the system message, with --chat")
     _add_sampling(parser, parser.add_argument_group("choice of tokens"))
     output = parser.add_argument_group("output")
@@ -69,6 +69,8 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
         "--batch-size changes a text only where two tokens are equally probable up to rounding error. Shard I of N "
         "takes the prompts I, I + N, I + 2N, ... Prompt I has the seed SEED + I, or its own; without "
         "--seed, SEED is 0.",
+        "A conversation (--chat on a terminal, without PROMPT) keeps as much history as the context holds. Ctrl-C "
+        "stops one answer, Ctrl-D or /bye ends, /help lists; /reset forgets, /save FILE writes the messages as JSON.",
         "--weights stored keeps matrices of 16 bits as they are, whatever --dtype is: half the memory and, on a CPU, "
         "less speed; auto = stored with cupy, expanded to float32 with numpy.",
     ]
@@ -95,6 +97,7 @@ def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
+    alone = args.prompt is None and args.prompt_flag is None and args.file is None and args.prompts_file is None
     _check_flags(args)
     to_stdout = args.output in (None, "-")
     if not to_stdout and args.output != os.devnull:
@@ -103,6 +106,14 @@ def run(args: argparse.Namespace) -> int:
         from refdiff.cli.prompts_file.run import answer_file
 
         return answer_file(args)
+    if args.chat and alone and sys.stdin.isatty():
+        from refdiff.cli.conversation import converse
+
+        refuse(
+            "only for one prompt, a conversation has many; give PROMPT, or leave {} out",
+            {"--json": args.json, "--echo": args.echo, "--no-stream": args.no_stream, "-o": not to_stdout},
+        )
+        return converse(args)
     check_prompt(args)
     prompt = read_prompt(args)
     pieces: list[str] = []

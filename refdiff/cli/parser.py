@@ -312,6 +312,8 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
         "that a row failed.",
         "Environment: REFDIFF_MODEL is the default model of generate, inspect and attention; OMP_NUM_THREADS the "
         "default of --threads; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
+        'Completion by the Tab key: pip install argcomplete, and add eval "$(register-python-argcomplete refdiff)" to '
+        "~/.bashrc or ~/.zshrc.",
     ]
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     for name, summary in COMMANDS.items():

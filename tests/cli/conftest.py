@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -138,11 +139,11 @@ def in_terminal(
     cwd: Path,
     *arguments: str | Path,
     program: Sequence[str] = ("-m", "refdiff"),
-    interactive: bool = False,
+    typed: bytes | None = None,
 ) -> tuple[int, str]:
     """Run with standard error on a terminal 80 columns wide; its exit status and what the terminal got.
 
-    Where it is `interactive`, standard input and output are on it too.
+    What is `typed` is read from the terminal too, a line at each prompt, and then standard output is on it.
     """
     import fcntl
     import pty
@@ -154,17 +155,21 @@ def in_terminal(
     environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
-        stdin=theirs if interactive else subprocess.DEVNULL,
-        stdout=theirs if interactive else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if typed is None else theirs,
+        stdout=subprocess.DEVNULL if typed is None else theirs,
         stderr=theirs,
         env=environment,
         cwd=cwd,
     )
     os.close(theirs)
-    seen = b""
+    lines = re.findall(rb"[^\r]*\r|.+", typed or b"")
+    seen, since = b"", b""
     try:
         while piece := os.read(ours, 10_000):
-            seen += piece
+            seen, since = seen + piece, since + piece
+            if lines and b"> " in since:
+                since = b""
+                os.write(ours, lines.pop(0))
     except OSError:  # Linux's way to say that the other side is closed
         pass
     finally:

@@ -213,9 +213,3 @@ def test_the_model_of_the_environment(reciting: Path, cli: Cli, monkeypatch: pyt
     for words, told in (([], True), (["-m", "./nothere"], False)):
         done = cli("generate", *words, "x")
         assert (done.status, done.err.endswith("; the model is that of REFDIFF_MODEL\n")) == (2, told)
-
-
-def test_the_bundled_model_continues_a_tale(cli: Cli) -> None:
-    done = cli("generate", "--chat", "--echo", "-q", "-n", "8", "--system", "A tale.", "There was once a king.")
-    assert done.status == 0, done.err
-    assert done.out.startswith("A tale. There was once a king.")

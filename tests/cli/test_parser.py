@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from refdiff.cli.parser import COMMANDS, build_parser
+from refdiff.model.variants import VARIANTS
 
 from .conftest import Cli
 
@@ -138,3 +141,18 @@ def test_older_spellings_are_accepted_and_documented(help_of: Help) -> None:
     said = " ".join(" ".join(help_of("train", "--help")).split())
     for word in (*old[::2], "--inner-size"):
         assert f"{word} = --" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("refdiff tr", {"train", "trace"}),
+        ("refdiff generate --ba", {"--backend", "--batch-size"}),
+        ("refdiff convert a b --to ", {*VARIANTS}),
+    ],
+)
+def test_argcomplete_completes_what_is_typed(typed: str, expected: set[str], environment: dict[str, str]) -> None:
+    environment |= {"COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n"}
+    command = ["sh", "-c", f"{sys.executable} -m refdiff 8>&1 9>/dev/null"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert set(done.stdout.splitlines()) == expected, done.stderr

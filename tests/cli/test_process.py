@@ -168,10 +168,21 @@ def test_a_slow_step_is_shown_on_a_terminal(environment: dict[str, str], tmp_pat
     assert seen.endswith("\r\x1b[K")
 
 
+def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    again = b"\x1b[A\r"  # the arrow up: the line before once more
+    typed = b"hi\r" + again + b"/save chat.json\r/reset\r/save\r\x04"
+    status, seen = in_terminal(environment, tmp_path, "generate", "-m", reciting, "--chat", "-n", "3", typed=typed)
+    assert status == 0, seen
+    assert "Ctrl-C stops an answer; /reset starts anew" in seen
+    messages = json.loads((tmp_path / "chat.json").read_text())
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert [message["content"] for message in messages[::2]] == ["hi", "hi"]
+    assert "/save: got no name, expected a file" in seen
+    assert "Traceback" not in seen
+
+
 def test_notes_on_a_terminal_do_not_cut_the_text(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    status, seen = in_terminal(
-        environment, tmp_path, "generate", "-q", "-m", reciting, "-s", "9", "h", interactive=True
-    )
+    status, seen = in_terminal(environment, tmp_path, "generate", "-q", "-m", reciting, "-s", "9", "h", typed=b"")
     *note, text = seen.splitlines()
     assert status == 0
     assert " ".join(note).startswith("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7,")
@@ -187,7 +198,7 @@ def test_the_progress_bar_is_for_terminals_only(
     assert status == 0
     assert re.search(r"100%\|.*\| 3/3 \[", seen)
     assert max(len(line) for line in re.split(r"[\r\n]+", seen)) <= 80
-    _, seen = in_terminal(environment, tmp_path, *command, interactive=True)
+    _, seen = in_terminal(environment, tmp_path, *command, typed=b"")
     assert [line[0] for line in re.split(r"[\r\n]+", seen) if '"text"' in line] == ["{"] * 3
     done = run(*command)
     assert b"%|" not in done.stderr
