@@ -7,6 +7,8 @@ import contextlib
 import importlib
 import json
 import secrets
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from refdiff import bundled
@@ -14,7 +16,7 @@ from refdiff.cli.answering import check_length, check_template, encode, generate
 from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
-from refdiff.cli.terminal import note, one_line, write_text
+from refdiff.cli.terminal import note, one_line, text_writer
 from refdiff.cli.transcript import Transcript
 from refdiff.files import expand_home, write_atomically
 
@@ -67,6 +69,23 @@ def _read() -> str | None:
             return None
 
 
+@contextlib.contextmanager
+def _silent_keyboard() -> Iterator[None]:
+    """Keep what is typed off the terminal, where it would stand in the answer: the next prompt reads it."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
 def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
     try:
         if not name:
@@ -87,15 +106,16 @@ def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list
     given = given_options(args)
     try:
         ids = _fitting(model, tokenizer, messages, first, given)
-        transcript = Transcript(tokenizer, given["stop"], write_text)
+        write = text_writer()
+        transcript = Transcript(tokenizer, given["stop"], write)
         seed = secrets.randbits(32) if args.seed is None else args.seed + len(messages)
-        with transcript.progress_shown(quiet=args.quiet):
+        with _silent_keyboard(), transcript.progress_shown(quiet=args.quiet):
             generate_into(transcript, model, tokenizer, ids, given, seed)
     except (ValueError, FloatingPointError) as error:
         note(f"refdiff: {one_line(error)}")
         del messages[-1]
         return
-    write_text("\n")
+    write("\n")
     messages.append({"role": "assistant", "content": transcript.text})
 
 

@@ -16,7 +16,7 @@ from refdiff.cli.flags import Number, UsageError, refuse, utf8_text
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import check_place
 from refdiff.cli.parser import Parser
-from refdiff.cli.terminal import json_text, note, size, waiting, write_text
+from refdiff.cli.terminal import json_text, note, size, text_writer, waiting, write_text
 from refdiff.files import write_atomically
 from refdiff.memory import peak_memory
 
@@ -117,7 +117,9 @@ def run(args: argparse.Namespace) -> int:
     check_prompt(args)
     prompt = read_prompt(args)
     pieces: list[str] = []
-    transcript, seed = _answer(args, prompt, write_text if to_stdout else pieces.append)
+    transcript, seed = _answer(
+        args, prompt, (write_text if args.json else text_writer()) if to_stdout else pieces.append
+    )
     interrupted = transcript.finish_reason == "interrupted"
     if not to_stdout and interrupted:
         note(f"refdiff: {args.output} is not written; the text so far goes to standard output")

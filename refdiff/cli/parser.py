@@ -31,6 +31,37 @@ COMMANDS = {
 }
 """Every command, in the order of the help; each is a module of this package."""
 
+COMMANDS_MEANT = {
+    "benchmark": "bench", "chat": "generate --chat", "complete": "generate", "compare": "trace --compare",
+    "completion": "--help",
+    "finetune": "train", "fit": "train", "gen": "generate", "info": "inspect", "plot": "attention",
+    "predict": "generate", "run": "generate", "sample": "generate", "show": "inspect", "test": "check",
+    "verify": "check", "version": "--version", "visualize": "attention",
+}  # fmt: skip
+"""What people type for a command elsewhere."""
+
+MODELS_COME_FROM = (
+    "; models are folders and repos of the Hugging Face hub, and one is bundled: `refdiff generate -m user/name` "
+    "downloads what is missing; there is no server"
+)
+"""What is said to somebody who looks for a command of a program that keeps and serves models itself."""
+FLAGS_MEANT = {
+    "--dask": "--num-shards",
+    "--ctx": "--context", "--seq-len": "--context", "--max-seq-len": "--context", "--block-size": "--context",
+    "--device": "--backend", "--cuda": "--backend", "--gpu": "--backend", "--cpu": "--backend",
+    "--do-sample": "--temperature", "--greedy": "--temperature", "--bs": "--batch-size", "--dim": "--hidden-size",
+    "--epochs": "--max-steps", "--iters": "--max-steps", "--num-steps": "--max-steps", "--input": "--file",
+    "--max-length": "--max-new-tokens", "--n-predict": "--max-new-tokens", "--num-predict": "--max-new-tokens",
+    "--num-threads": "--threads", "--jobs": "--threads", "--out": "--output", "--output-dir": "--output",
+    "--precision": "--dtype", "--torch-dtype": "--dtype", "--repeat-penalty": "--repetition-penalty",
+    "--stop-strings": "--stop", "--system-prompt": "--system", "--model-path": "--model", "--model-name": "--model",
+    "--eval-every": "--evaluate-every", "--eval-steps": "--evaluate-every", "--save-steps": "--save-every",
+    "--max-grad-norm": "--grad-clip", "--against-torch": "--against", "--verbose": "--debug",
+    "-v": "--version", "-V": "--version",
+}  # fmt: skip
+"""What people type for an option elsewhere; those that a command does not have are not suggested."""
+
+
 _Groups = list[tuple[str | None, list[argparse.Action]]]
 """The title and the arguments of each group that a help shows."""
 
@@ -189,10 +220,14 @@ class Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         if "--" in self._typed and flag in self._typed[self._typed.index("--") :]:
             return "; options stand before --" if flag in known else ""
+        if FLAGS_MEANT.get(flag, flag) == "--version":
+            return "; did you mean refdiff --version?"
         if flag in ("-m", "--model") and any(a.metavar == "MODEL" and not a.option_strings for a in self._actions):
             return f"; MODEL stands alone: {re.sub(r' .OPTIONS.|[][]', '', self.format_usage().strip())}"
         if flag in known:
             return f"; did you mean {flag}?"
+        if (meant := FLAGS_MEANT.get(flag)) in known:
+            return f"; did you mean {meant}{', which leaves out the prompt' if flag == '--max-length' else ''}?"
         if name := next((n for n, p in build_parser().commands().items() if flag in p._option_string_actions), None):
             return f", an option of refdiff {name}"
         return did_you_mean(flag, known, show=str)
@@ -210,7 +245,10 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction):
             if self._typed[0].startswith("-"):
                 self.error(f"{self._typed[0]}: options stand after the command: refdiff COMMAND {self._typed[0]}")
-            hint = did_you_mean(value, choices, show="`refdiff {}`".format)
+            if value in ("list", "ls", "models", "pull", "download", "serve", "rm", "ps"):
+                raise argparse.ArgumentError(action, f"got {value!r}, expected a command{MODELS_COME_FROM}")
+            meant = COMMANDS_MEANT.get(value)
+            hint = did_you_mean(meant or value, [meant] if meant else choices, show="`refdiff {}`".format)
             if not hint or re.search(r"\s", value):
                 text = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), self._typed))
                 hint = f'; to continue a text: refdiff generate "{text}"'

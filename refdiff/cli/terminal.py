@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unicodedata import category
+from unicodedata import category, east_asian_width
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
@@ -69,9 +70,18 @@ _HARMLESS = "\n\t\u00ad\u200c\u200d"
 """What is shown although Python calls it unprintable, besides spaces: scripts and emoji need the joiners."""
 
 
+_BREAKS = re.compile("(?<=[^ \t\n])(?=[ \t\n])|(?<=\n)|(?<=[\u2e80-\u9fff\uac00-\ud7a3\uff00-\uff60])")
+"""Where a line may break: before a space, and after a letter of a script that needs none."""
+
+
 def _harmless(text: str) -> str:
     """Escape what may control a terminal."""
     return "".join(c if c in _HARMLESS or category(c) == "Zs" else printable(c) for c in text)
+
+
+def _width(text: str) -> int:
+    """Return the columns of a text in one line; a letter of East Asia has two."""
+    return sum(1 + (east_asian_width(c) in "FW") for c in text.expandtabs())
 
 
 def write_text(text: str) -> None:
@@ -83,6 +93,30 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def text_writer() -> Callable[[str], None]:
+    """Return a function that writes a model's text piece by piece; on a terminal, lines break between words.
+
+    There the last word waits until the next one begins.
+    """
+    if not sys.stdout.isatty():
+        return write_text
+    column, pending = 0, ""
+
+    def write(text: str) -> None:
+        nonlocal column, pending
+        columns, shown = shutil.get_terminal_size().columns, ""
+        parts = _BREAKS.split(pending + _harmless(text))
+        *words, pending = [part[i : i + columns] for part in parts for i in range(0, max(len(part), 1), columns)]
+        for word in words:
+            if column and column + _width(word) > columns and not word.endswith("\n"):
+                word, column = "\n" + word.lstrip(" "), 0
+            column = 0 if word.endswith("\n") else column + _width(word.lstrip("\n"))
+            shown += word
+        write_text(shown)
+
+    return write
+
+
 _JSON_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -92,12 +126,18 @@ def json_text(value: Any, **options: Any) -> str:
     return _JSON_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+_VERDICT = re.compile(r"^((?: {2}\S+ +)?)(pass|fail|inconclusive)\b", re.MULTILINE)
+_COLORS = {"pass": 32, "fail": 31, "inconclusive": 33}  # green, red, yellow
+
+
 def print_report(fields: dict[str, Any], text: str | None = None) -> None:
     """Write a report to standard output: its text, or its fields as JSON if there is no text.
 
     Control characters are escaped: names in it are those of an untrusted file.
     """
     shown = json_text(fields, indent=2, allow_nan=False) if text is None else printable(text, sys.maxsize)
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR"):
+        shown = _VERDICT.sub(lambda found: f"{found[1]}\x1b[{_COLORS[found[2]]}m{found[2]}\x1b[m", shown)
     sys.stdout.write(shown + "\n")
 
 

@@ -13,7 +13,7 @@ import pytest
 from refdiff.cli import conversation
 from refdiff.cli.parser import build_parser
 
-from .conftest import Cli, end_texts
+from .conftest import Cli, end_texts, in_terminal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -135,6 +135,24 @@ def test_options_that_it_would_ignore_are_refused(
     done = cli("generate", "--chat", *option)
     assert done.status == 2
     assert f"{option[0]}: only for one prompt, a conversation has many" in done.err
+
+
+def test_what_is_typed_during_an_answer_is_the_next_message(
+    reciting: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    slow = """
+import refdiff.cli, sys, termios, refdiff.cli.transcript as t
+def put(self, ids, put=t.Transcript.put):
+    put(self, ids)
+    sys.stderr.write("[echo]" if termios.tcgetattr(0)[3] & termios.ECHO else "[silent]")
+t.Transcript.put = put
+sys.exit(refdiff.cli.main())
+"""
+    (tmp_path / "slow.py").write_text(slow)
+    command = ("generate", "--chat", "-n", "3", "-m", reciting)
+    status, seen = in_terminal(environment, tmp_path, *command, program=["slow.py"], typed=b"h\rh\r\x04")
+    assert (status, seen.count("[silent]"), seen.count("[echo]")) == (0, 4, 0), seen
+    assert seen.count("> h") == 2  # with echo again
 
 
 def test_the_bundled_model_continues_a_tale_in_turns(cli: Cli) -> None:

@@ -82,6 +82,10 @@ def test_the_examples_of_the_help_parse() -> None:
         ("generate -m '' x", "error: -m: got nothing, expected a value"),
         ("generate --dtype bfloat x", "; did you mean bfloat16?"),
         ("generate --max-new 3", "unrecognized arguments: --max-new; did you mean --max-new-tokens?"),
+        (
+            "generate --max-length 5 x",
+            "unrecognized arguments: --max-length; did you mean --max-new-tokens, which leaves out the prompt?",
+        ),
         ("generate --heads 2 x", "unrecognized arguments: --heads, an option of refdiff train; see"),
         ("inspect -m bundled", "unrecognized arguments: -m; MODEL stands alone: refdiff inspect MODEL; see"),
         ("Once upon a time", 'to continue a text: refdiff generate "Once upon a time"; see'),
@@ -99,9 +103,17 @@ def test_the_examples_of_the_help_parse() -> None:
         ("generate -- -hello -n 2", "unrecognized arguments: -n; options stand before --; see"),
         ("generate 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8 text"),
         ("generate -f -a.txt", "-f: expected one argument; a value that begins with - stands right behind the option"),
+        ("generate --dask x y", "unrecognized arguments: --dask; did you mean --num-shards?"),
+        ("completion bash", "did you mean `refdiff --help`?"),
         ("train x", "error: -o/--output: got none; for instance: refdiff train "),
         ("convert", "error: MODEL, OUTPUT, --to: got none; for instance: refdiff convert "),
         ("translate", "COMMAND: got 'translate', expected a command; to continue a text: refdiff generate"),
+        (
+            "list",
+            "got 'list', expected a command; models are folders and repos of the Hugging Face hub, and one is bun",
+        ),
+        ("pull x", "`refdiff generate -m user/name` downloads what is missing; there is no server; see"),
+        ("serve", "there is no server; see"),
         ("trian", "did you mean `refdiff train`?"),
     ],
 )

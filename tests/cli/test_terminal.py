@@ -7,6 +7,8 @@ import json
 import os
 import re
 import threading
+from itertools import pairwise
+from random import Random
 
 import pytest
 
@@ -17,6 +19,7 @@ from refdiff.cli.terminal import (
     note,
     one_line,
     print_report,
+    text_writer,
     waiting,
     write_text,
 )
@@ -53,6 +56,53 @@ def test_a_models_text_cannot_drive_a_terminal(
     assert capsys.readouterr().out == (
         "a\\x1b[2Jb\\r\\x9b\\u202e\\u2066日本\t👨\u200d👩\u3000\xa0\n" if terminal else text
     )
+
+
+TALE = (
+    "It was a king who said, that 日本語の王子は森の中に小さな家を見つけました and "
+    + "x" * 90
+    + " went.\n\n  He did.\n"
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lines_of_text_on_a_terminal_break_between_words(
+    seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, cuts = Random(seed).randint(8, 60), sorted(Random(seed).choices(range(len(TALE)), k=40))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    pieces = [TALE[a:b] for a, b in pairwise([0, *cuts, len(TALE)])]
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+        write = text_writer()
+        for piece in pieces:
+            write(piece)
+        out = capsys.readouterr().out
+        if terminal:
+            assert out.replace("\n", "").replace(" ", "") == TALE.replace("\n", "").replace(" ", "")
+            assert out.endswith("went.\n\n  He did.\n" if columns > 12 else "did.\n")
+            assert max(sum(1 + (c > "\u2e80") for c in line) for line in out.splitlines()) <= columns
+            assert set(TALE.split()) - set(out.split()) <= {w for w in TALE.split() if len(w) > 8 or w[0] > "z"}
+        else:
+            assert out == TALE
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables"), [(True, {}), (True, {"NO_COLOR": "1"}), (True, {"TERM": "dumb"}), (False, {})]
+)
+def test_verdicts_have_a_color_on_a_terminal(
+    terminal: bool, variables: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TERM": "xterm", "NO_COLOR": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    text = "fail, judged\n  out          pass\n  lse          inconclusive  0\na pass fails, passes\x1b[31m"
+    print_report({}, text)
+    colored = (
+        "\x1b[31mfail\x1b[m, judged\n  out          \x1b[32mpass\x1b[m\n  lse          \x1b[33minconclusive\x1b[m  0\n"
+    )
+    plain = text.replace("\x1b", "\\x1b") + "\n"
+    assert capsys.readouterr().out == (colored + plain.splitlines()[-1] + "\n" if terminal and not variables else plain)
 
 
 def test_names_in_a_report_cannot_drive_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
