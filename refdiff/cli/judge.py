@@ -30,7 +30,7 @@ refdiff judge kernel.py --verify receipt.json
 """
     parser.add_argument("file", metavar="KERNEL", help="the file, or FILE.py:FUNCTION")
     parser.add_argument("--symbol", metavar="NAME", help="function of a shared library (default: kernel)")
-    parser.add_argument("--gradients", action="store_true", help="the function of a library computes gradients")
+    parser.add_argument("--gradients", action="store_true", help="the symbol computes gradients too")
     add_spec(parser, "hf_diffllama", layer="2; in a JSON file: 0")
     parser.add_argument("--recipe", metavar="NAME_OR_FILE", default="float32", help="the kernel's types")
     add_profile(parser, "all")

@@ -88,7 +88,7 @@ refdiff train -o run --resume
     parser.brief = ("-o", "--resume", "--config", "--variant", "--vocab-size", "--hidden-size", "--layers", "--heads")
     parser.brief += ("--max-steps", "--batch-size", "--context", "--learning-rate", "--save-every", "--keep", "--plot")
     parser.brief += ("--prompt",)
-    parser.set_defaults(given={})
+    parser.set_defaults(given={}, restarted=False)
 
     def add(group: Any, field: str, spellings: tuple[str, ...], limits: Number, text: str, default: Any) -> None:
         shown = [s for s in spellings if s == spellings[0] or s in SHOWN]
@@ -145,18 +145,22 @@ refdiff train -o run --resume
 def run(args: argparse.Namespace) -> int:
     """Train, or resume a run, and print the folder of the last checkpoint."""
     from refdiff import arrays
-    from refdiff.training.checkpoint import locked
+    from refdiff.training.checkpoint import locked, note_command, noted_command
 
     arrays.backend(args.backend)  # before a folder is made for nothing
     plot = None if args.plot is None else Path(args.plot)
     if plot is not None:
         check_file("--plot", plot)
     out = Path(args.output)
+    if args.resume and (command := noted_command(out)):
+        args = _started_again(args, command)
     with ExitStack() as stack:
         with _name_options_in_errors(args):
             made = None if args.resume else _config_and_settings(args, out)
             if made is not None or out.is_dir():
                 stack.enter_context(locked(out))
+            if made is not None:
+                note_command(out, [str(Path(args.text).absolute()), *_typed(args)])
             trainer = _resume(args, out) if made is None else _start(args, out, *made)
         trainer.keep = args.keep
         with _remove_corpus_on_failure(out), _stop_request() as stop:
@@ -166,6 +170,22 @@ def run(args: argparse.Namespace) -> int:
         note(f"refdiff train: stopped at step {trainer.step}; refdiff train -o {out} --resume continues there")
         raise KeyboardInterrupt
     return 0
+
+
+def _typed(args: argparse.Namespace) -> list[str]:
+    """Return the options that were typed and that decide the weights."""
+    return [f"{option}{'=' * option.startswith('--')}{getattr(args, name)}" for name, option in args.given.items()]
+
+
+def _started_again(args: argparse.Namespace, command: list[str]) -> argparse.Namespace:
+    """Return the arguments that start a run again which was killed before its first checkpoint."""
+    from refdiff.cli.parser import build_parser
+
+    note(f"refdiff train: {args.output}: the run was killed before its first checkpoint; it starts again")
+    options = [*command[1:], *_typed(args), f"--output={args.output}"]
+    again = build_parser().parse_args(["train", args.text or command[0], *options])
+    others = {name: getattr(args, name) for name in ("plot", "keep", "backend", "quiet", "debug")}
+    return argparse.Namespace(**{**vars(again), **others, "restarted": True})
 
 
 @contextmanager
@@ -285,6 +305,8 @@ def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, setting
 
     if checkpoints(out):
         raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
+    if args.restarted:
+        (out / "log.jsonl").unlink(missing_ok=True)
     for folder in _leftovers(out, Path(args.text)):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(

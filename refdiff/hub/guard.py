@@ -7,6 +7,7 @@ Inside `checked_answers`, every answer is checked before huggingface_hub acts on
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+STALLED, PROGRESS = 30.0, 30_000  # seconds in which an answer has to end, or to bring so many bytes more
 MAX_INFO, MAX_ERROR, MAX_JSON, MAX_TOKENIZER = 4_000_000, 1_000_000, 10_000_000, 500_000_000  # bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -122,9 +124,13 @@ def _bound_body(response: Any, max_bytes: int) -> None:
 
     class Stream(next(kind for kind in type(inner).__mro__ if kind.__name__ == "SyncByteStream")):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
-            count = 0
-            for chunk in inner:
+            count, due, deadline = 0, PROGRESS, time.monotonic() + STALLED
+            for chunk in inner:  # within huggingface_hub's timeout for each
                 count += len(chunk)
+                if count >= due:
+                    due, deadline = count + PROGRESS, time.monotonic() + STALLED
+                elif time.monotonic() > deadline:
+                    raise TimeoutError("the hub takes too long")
                 if count > max_bytes:
                     raise BadAnswerError(f"the answer is longer than {max_bytes:,} bytes")
                 yield chunk

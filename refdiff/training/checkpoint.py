@@ -26,11 +26,13 @@ from refdiff.browser import require
 from refdiff.checkpoint_files import checkpoints
 from refdiff.errors import CheckpointError
 from refdiff.files import (
+    MAX_JSON,
     copy_file,
     follow,
     lock,
     open_file,
     read_json,
+    read_text,
     write_atomically,
     write_json,
 )
@@ -82,6 +84,20 @@ def _try_lock(descriptor: int, path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
+
+
+def note_command(out: Path, command: list[str]) -> None:
+    """Write the command of a run into its lock file, which it leaves behind if it is killed."""
+    (out / LOCK).write_text(json.dumps(command), encoding="utf-8")
+
+
+def noted_command(out: Path) -> list[str]:
+    """Return the command of a run that was killed before its first checkpoint; empty if there is none."""
+    try:
+        noted = [] if checkpoints(out) else json.loads(read_text(out / LOCK, max_bytes=MAX_JSON, folder=out))
+    except (ValueError, RecursionError):
+        return []
+    return noted if isinstance(noted, list) and all(isinstance(word, str) for word in noted) else []
 
 
 def save(

@@ -112,6 +112,28 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_started(
+    train: Train, cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("-q", "--prompt", "-- the", "-s", "3", "--variant", "v2", "--threads", "1")
+    assert train("--steps", "2", *options, out="whole").status == 0
+    for name, where in (("steps", "checkpoint.save"), ("corpus", "data.Corpus.from_text")):
+        if (child := os.fork()) == 0:
+            monkeypatch.setattr(f"refdiff.training.{where}", lambda *_, **__: os._exit(9))
+            train("--steps", "9", *options, out=name)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.wait4(child, 0)[1]) == 9
+        monkeypatch.chdir(here.parent)
+        done = cli("train", "-o", here / name, "--resume", "--steps", "2")
+        monkeypatch.chdir(here)
+        assert done.status == 0, done.err
+        assert "the run was killed before its first checkpoint; it starts again" in done.err
+        whole, again = (here / run / "step-000002" / "model.safetensors" for run in ("whole", name))
+        assert whole.read_bytes() == again.read_bytes()
+        assert len(lines(here / name)) == 2
+    assert "no checkpoint to resume" in cli("train", "-o", "nothing", "--resume").err
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(
     run: Run, text: Path, here: Path, environment: dict[str, str]

@@ -79,7 +79,8 @@ class Lookalike:
     def fail(self, path_part: str, how: str, number: int, times: int = 1) -> None:
         """Let the next requests for a path fail.
 
-        how: "status" number, "cut" or "reset" after a number of bytes, "endless" with so many bytes at a time.
+        how: "status" number, "cut" or "reset" after a number of bytes, "endless" with so many bytes at a time,
+        "drip" with a byte every so many milliseconds.
         """
         self.faults += [(path_part, how, number)] * times
 
@@ -228,6 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if drip := self.lookalike.take_fault(self.path, "drip"):
+            while not threading.Event().wait(drip[1] / 1000):
+                self.wfile.write(b"x")
         while endless:
             self.wfile.write(b"x" * endless[1])
         fault = self.lookalike.take_fault(self.path, "cut", "reset")

@@ -1,4 +1,4 @@
-"""Servers that answer to do harm: refused in bounded bytes and memory, and nothing is written elsewhere."""
+"""Servers that answer to do harm: refused in bounded time, bytes and memory, and nothing is written elsewhere."""
 
 from __future__ import annotations
 
@@ -102,6 +102,18 @@ def test_an_answer_that_would_be_unzipped_is_refused(encoding: str, hub_server: 
     hub_server.info = gzip.compress(b" " * 50_000_000)
     with pytest.raises(CheckpointError, match=f"the answer is encoded as '{encoding}'"):
         hub.snapshot("ai/model")
+
+
+@pytest.mark.parametrize("part", ["/api/models", "/cdn/"])
+def test_an_answer_without_progress_is_given_up(
+    part: str, hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "STALLED", 0.5)
+    hub_server.fail(part, "drip", 20)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"ai/model: .*the hub takes too long"):
+        hub.snapshot("ai/model", files=WEIGHT_FILES)
+    assert time.monotonic() - started < 10
 
 
 def test_sizes_are_checked_before_the_download(hub_server: Lookalike) -> None:
