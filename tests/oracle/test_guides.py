@@ -116,7 +116,7 @@ def test_links_and_commands(guide: str) -> None:
         assert link.startswith(("https://", "#")) or (SOURCE / link).resolve().exists(), link
     titles = {"traces": "# A model that ", "vectors": "# The files of test vectors"}
     assert text.startswith(titles.get(guide, "# Kernels in "))
-    assert len(text.splitlines()) < {"triton": 250, "torch": 160, "cuda": 145, "vectors": 130}.get(guide, 110), (
+    assert len(text.splitlines()) < {"triton": 285, "torch": 180, "cuda": 145, "vectors": 130}.get(guide, 110), (
         "whole kernels are there"
     )
     for block in blocks(guide, "python"):

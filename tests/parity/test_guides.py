@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import transformers
 
 from tests.oracle.test_guides import blocks, run_all, run_python
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_guide_for_torch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,3 +46,41 @@ def test_the_guide_for_traces(
     said = run_all(blocks("traces", "python|sh"), tmp_path)
     assert said[-1].startswith("pass, judged as float32")
     assert "\nnothing diverges" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "torch": ("repeat_interleave(q.shape[1] // x.shape[1], dim=1)", "repeat(1, 4, 1, 1)", "key_heads_tiled"),
+    "jax": ("jnp.repeat(x, q.shape[1] // x.shape[1], axis=1)", "jnp.tile(x, (1, 4, 1, 1))", "key_heads_tiled"),
+    "mlx": ("/ q.shape[-1] ** 0.5", "/ q.shape[-1]", "scores_scaled_twice"),
+    "triton": ("keys[None, :] <= rows[:, None] + S - T", "keys[None, :] < rows[:, None] + S - T", "own_key_masked"),
+}
+"""For each guide, a part of its test or kernel, what a mistake puts there, and its name."""
+
+
+@pytest.mark.parametrize("guide", MISTAKES)
+def test_two_lines_of_a_test_change(guide: str, tmp_path: Path, outside: dict[str, str]) -> None:
+    """The test before passes; the test after passes too, and with a mistake it fails and names it."""
+    (lines,) = (block.splitlines() for block in blocks(guide, "diff"))
+    assert [sum(line.startswith(sign) for line in lines) for sign in "-+"] == [2, 2]
+    old, new, name_of_it = MISTAKES[guide]
+    kernels = {"attention.py": "\n\n".join(blocks("triton", "python")).partition("\nsizes = ")[0]}
+    kernels = kernels if guide == "triton" else {}
+    after = [line[1:] for line in lines if not line.startswith("-")]
+    for name, code in {"before": [line[1:] for line in lines if not line.startswith("+")], "after": after}.items():
+        (tmp_path / name).mkdir()
+        for file, text in {**kernels, "test_mine.py": "\n".join(code)}.items():
+            (tmp_path / name / file).write_text(text, encoding="utf-8")
+    assert "1 passed" in run_pytest(tmp_path / "before", outside)
+    assert "1 passed" in run_pytest(tmp_path / "after", outside)
+    (file,) = (path for path in (tmp_path / "after").glob("*.py") if old in path.read_text(encoding="utf-8"))
+    file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    said = run_pytest(tmp_path / "after", outside)
+    assert "1 failed" in said
+    assert f"diagnosis: unique: {name_of_it}\n" in said, said
+
+
+def run_pytest(folder: Path, outside: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "pytest", "-p", "refdiff.pytest_plugin", "-p", "no:cacheprovider", "-q"]
+    environment = {**outside, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "PYTEST_ADDOPTS": "-p no:refdiff"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return done.stdout + done.stderr
