@@ -36,7 +36,7 @@ def converse(args: argparse.Namespace) -> int:
     if not args.quiet:
         note(HELP)
         if args.model == bundled.NAME:
-            note("the bundled model has learnt tales only: begin one, and continue it in turns")
+            note("the bundled model has learned only tales: begin one, and continue it in turns")
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # with which `input` edits a line and brings back earlier ones
     while (line := _read()) is not None:

@@ -38,7 +38,7 @@ refdiff judge kernel.py --verify receipt.json
     parser.add_argument("--size", metavar="BxTxS", help="a case of your own", **cases)
     parser.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the inputs (default: drawn)")
     receipts = parser.add_argument_group("receipts").add_mutually_exclusive_group()
-    receipts.add_argument("--receipt", type=Path, metavar="FILE", help="write the outputs, their hashes and the GPU")
+    receipts.add_argument("--receipt", type=Path, metavar="FILE", help="also write all outputs and hashes")
     receipts.add_argument("--verify", type=Path, metavar="FILE", help="judge a receipt; do not run the kernel")
     limits = parser.add_argument_group("limits of the kernel's process")
     positive = Number(float, 0, above=True)
