@@ -53,7 +53,7 @@ sketches.token_bars(words, shown, [queen])
 
 # %% [markdown]
 # $A_1$ is sharp: nearly half of its weight is on "queen". $A_2$ is broad. The difference keeps the peak and has a tail
-# of negative weights, which count too. So "queen" has *less* of all |weight| after the subtraction than before.
+# of negative weights. They count by their size, so "queen" has *less* of all |weight| after the subtraction.
 #
 # But a layer does not hand on weights. It hands on the sum of the values, $o = \sum_j w_j v_j$. Token $j$ makes up the
 # part $(w_j v_j \cdot o) / (o \cdot o)$ of it, and the parts of all tokens sum to 1:
@@ -107,7 +107,7 @@ sketches.bars(rows, needle)
 
 # %% [markdown]
 # The needle's weight does not grow; it falls a little. Everything else shrinks more, so its *share* of all |weight|
-# grows from 21 % to 59 %. A norm follows and rescales the result, so only proportions count.
+# grows from 21 % to 59 %. A norm follows, so only proportions count.
 #
 # **How large should λ be?** Say $A_1$ gives the needle $p$ and the noise $1 - p$, and $A_2$ gives them $q$ and $1 - q$.
 # If the noise has the same shape in both maps, the difference gives the needle the share
@@ -121,8 +121,8 @@ sketches.bars(rows, needle)
 # Beyond $\lambda^*$ the noise grows again, with negative sign. The gain is gone where needle and noise are back in
 # their old proportion:
 #
-# $$\frac{p-\lambda q}{\lambda(1-q)-(1-p)} = \frac{p}{1-p} \quad\Rightarrow\quad
-# \lambda = \frac{2p(1-p)}{p+q-2pq} \approx 2(1-p).$$
+# $$\begin{aligned}\frac{p-\lambda q}{\lambda(1-q)-(1-p)} &= \frac{p}{1-p} \\
+# \Rightarrow\quad \lambda &= \frac{2p(1-p)}{p+q-2pq} \approx 2(1-p).\end{aligned}$$
 #
 # **The rule: set λ to the first map's share of noise; at twice that, the gain is gone.** The ring marks where a curve
 # is back at its start:
@@ -191,11 +191,12 @@ sketches.gain_by_correlation(correlations, panels, (0.24, 0.40))
 #
 # Each layer learns its λ from four vectors:
 #
-# $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init},\qquad
-# \lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l} \tag{eq. 2}$$
+# $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init} \tag{eq. 2}$$
 #
-# They start as small random numbers. Both exponentials are then close to 1, and λ starts close to $\lambda_{init}$.
-# Training can move it either way, without a bound:
+# $$\lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l}\quad\text{in layer } l$$
+#
+# They start as small random numbers, so both exponentials start near 1, and λ near $\lambda_{init}$. Training can move
+# it either way, without a bound:
 
 # %%
 lambdas, lambda_init = seen.lambdas, 0.8 - 0.6 * np.exp(-0.3 * np.arange(6))
@@ -368,8 +369,8 @@ for name, cosines in zip(names, alike, strict=True):
 
 # %% [markdown]
 # **In layers 1 to 4, the noise of both maps points in nearly the same direction as the average.** That is the noise
-# that the two maps share: not token by token, but in what they hand over. A broad map can take it away
-# without knowing which tokens are noise.
+# that the two maps share: not token by token, but in what they hand on. A broad map can take it away without knowing
+# which tokens are noise.
 #
 # ## Does the model need it?
 #
@@ -406,8 +407,7 @@ for name, changed in {
 # %% [markdown]
 # For a single subtracted map each interval contains 0, so a change of 0.02 could hide in it. All four together cost
 # 0.059 ± 0.042, and the two added maps 0.057 ± 0.019. That is little. Without the map that leads layer 3, the loss
-# rises by 0.353 ± 0.059. But this model was *trained* with all of them. Chapter 05 compares it with models that were
-# trained without second maps.
+# rises by 0.353 ± 0.059. But this model was *trained* with all of them. Chapter 05 compares it with a plain twin.
 #
 # ## What follows the difference
 #

@@ -31,11 +31,10 @@ from experiments import results
 # %%
 stored, text = results.load()  # what each run came to
 runs, of = results.retrieval_runs(stored), results.text_runs(text)
-summary = results.summary(runs, of)
-for name, by_kind in summary.items():
-    means = (f"{kind} {np.mean(values):.3g}" for kind, values in by_kind.items())
-    print(f"{name}:", "; ".join(means))
-sketches.summary(summary)
+
+# %%
+print(*results.summary_lines(runs, of), sep="\n")
+sketches.summary(results.summary(runs, of))
 
 # %% [markdown]
 # ## The three kinds
@@ -96,8 +95,8 @@ sketches.first_losses(*results.first_losses(stored))
 # %% [markdown]
 # **Both differential kinds learn it sooner**: at step 120 to 140, and plain attention at 360 to 620. Is it the
 # subtraction? With λ fixed at 0, five of six do not find it, and the sixth only at step 480. For v2 this control is
-# nearly fair: with λ = 0 it is plain attention with a narrower SwiGLU. So v2 needs its second maps. Whether they must
-# be *subtracted* was not tested. For v1 the control is unfair: one map is left where the plain model has two.
+# nearly fair: with λ = 0 it is plain attention with a narrower SwiGLU. So the second maps make v2 sooner. Whether
+# they must be *subtracted* was not tested. For v1 the control is unfair: one map is left where the plain model has two.
 #
 # **How many values are found after all 2,000 steps?**
 

@@ -514,7 +514,8 @@ def shares(of_kinds: Mapping[str, Mapping[str, float]], title: str) -> Any:
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xticks=[], title=title)
     axes.title.set_fontsize(10)
-    axes.spines["bottom"].set_visible(False)
+    axes.spines[["bottom", "left"]].set_visible(False)
+    axes.tick_params(length=0)
     legend(axes, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
     return on_card(axes.figure)
 

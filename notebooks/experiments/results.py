@@ -57,6 +57,14 @@ def summary(runs: Runs, text: Runs) -> dict[str, dict[str, list[float]]]:
     return {"values found in 64 tokens →": found, "loss on text ←": losses}
 
 
+def summary_lines(runs: Runs, text: Runs) -> list[str]:
+    """Return the means of `summary` as text."""
+    return [
+        f"{measure}: " + "; ".join(f"{kind}: {np.mean(values):.3g}" for kind, values in by_kind.items())
+        for measure, by_kind in summary(runs, text).items()
+    ]
+
+
 def sizes(stored: Mapping[str, Any]) -> dict[str, tuple[int, int, int, int]]:
     """Return of each kind of the first experiment its query heads, results, width of SwiGLU, and parameters."""
     found = {}
@@ -71,7 +79,7 @@ def sizes(stored: Mapping[str, Any]) -> dict[str, tuple[int, int, int, int]]:
 def size_lines(stored: Mapping[str, Any]) -> list[str]:
     """Return `sizes` as text."""
     return [
-        f"{kind:6} query heads {heads}   results {results}   SwiGLU {width}   parameters {parameters:,}"
+        f"{kind}: {heads} query heads, {results} results, SwiGLU {width}, {parameters:,} parameters"
         for kind, (heads, results, width, parameters) in sizes(stored).items()
     ]
 
@@ -159,7 +167,7 @@ def last_layer(runs: Runs, length: str) -> dict[str, dict[str, float]]:
 def share_lines(runs: Runs, length: str) -> list[str]:
     """Return `last_layer` as text."""
     return [
-        f"{kind:6} " + "   ".join(f"{what} {100 * share:.1f} %" for what, share in parts.items())
+        f"{kind}: " + ", ".join(f"{what} {100 * share:.1f} %" for what, share in parts.items())
         for kind, parts in last_layer(runs, length).items()
     ]
 
@@ -185,13 +193,13 @@ def text_differences(text: Runs) -> list[tuple[str, str, float, float]]:
 
 def loss_lines(text: Runs) -> list[str]:
     """Return the last losses of all kinds, and `text_differences`, as text."""
-    lines = []
+    lines = ["loss at the end, nats per token"]
     for kind, mine in text.items():
         mean, half = mean_and_interval([run["validation"][-1][1] for run in mine])
         about = f"rate {mine[0]['rate']}, {len(mine)} seeds"
-        lines.append(f"{kind:11} {about}: loss {mean:.2f} ± {half:.2f} nats per token")
+        lines.append(f"{kind:11} {mean:.2f} ± {half:.2f} ({about})")
     for kind, other, mean, half in text_differences(text):
-        lines.append(f"{kind:11} − {other:11} {mean:+.2f} ± {half:.2f}   {'better' if mean < 0 else 'worse'}")
+        lines.append(f"{kind:11} − {other:11} {mean:+.2f} ± {half:.2f} {'better' if mean < 0 else 'worse'}")
     return lines
 
 
@@ -206,10 +214,10 @@ def correlations(text: Runs) -> dict[str, Any]:
 
 def correlation_lines(stored: Mapping[str, Any]) -> list[str]:
     """Return mean ρ by layer at some moments, and how large the models are, as text."""
-    text, lines = text_runs(stored), []
+    text, lines = text_runs(stored), ["mean ρ by layer"]
     for kind, found in correlations(text).items():
-        at = [f"step {step}: {found[stored['moments'].index(step), :, 0].round(2)}" for step in (100, 400)]
-        lines.append(f"{kind:6} mean ρ by layer, at {', at '.join(at)}")
+        at = [f"at step {step} {found[stored['moments'].index(step), :, 0].round(2)}" for step in (100, 400)]
+        lines.append(f"{kind:6}{', '.join(at)}")
     first = max(float(abs(found[0, :, 0]).max()) for found in correlations(text).values())
     lines.append(f"largest mean |ρ| at step 0: {first:.2f}")
     about = f"{text['v1'][0]['parameters']:,} parameters, {tokens_read(stored):,} tokens read"
