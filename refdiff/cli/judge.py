@@ -39,7 +39,7 @@ refdiff judge kernel.py --verify receipt.json
     parser.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the inputs (default: drawn)")
     receipts = parser.add_argument_group("receipts").add_mutually_exclusive_group()
     receipts.add_argument("--receipt", type=Path, metavar="FILE", help="also write all outputs and hashes")
-    receipts.add_argument("--verify", type=Path, metavar="FILE", help="judge a receipt; do not run the kernel")
+    receipts.add_argument("--verify", type=Path, metavar="FILE", help="judge a receipt, run nothing")
     limits = parser.add_argument_group("limits of the kernel's process")
     positive = Number(float, 0, above=True)
     limits.add_argument("--timeout", type=positive, default=60.0, metavar="SECONDS", help="per call")
