@@ -42,44 +42,6 @@ def test_with_enough_beams_the_best_of_all_texts_is_found(seed: int, penalty: fl
         assert set(row[len(text) :]) <= {2}
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_scores_are_those_of_the_texts(seed: int) -> None:
-    """sequences_scores and beam_indices, recomputed from the returned texts alone and from `scores`."""
-    model = FakeModel(seed, V=9, scale=1.5)
-    beams = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.7}
-    out = everything(model, [[3, 4], [5, 6]], max_new_tokens=8, **beams)
-    assert out.sequences.shape == (6, 2 + out.beam_indices.shape[1])
-    for row, origins, total in zip(out.sequences, out.beam_indices, out.sequences_scores, strict=True):
-        n = int((origins >= 0).sum())
-        logits = model(row[None, : 2 + n - 1], logits_to_keep=n).logits[0]
-        log_p = log_softmax(logits)[np.arange(n), row[2 : 2 + n]]
-        np.testing.assert_allclose(total, log_p.sum() / n**0.7)
-        np.testing.assert_allclose([out.scores[t][origins[t], row[2 + t]] for t in range(n)], log_p)
-        np.testing.assert_allclose([out.logits[t][origins[t]] for t in range(n)], logits)
-    assert (np.diff(out.sequences_scores.reshape(2, 3), axis=1) <= 0).all()
-
-
-def test_beams_continue_if_end_tokens_outnumber_them() -> None:
-    """Four end tokens, each four times as likely as any other token, and a penalty under which only length counts.
-
-    With early_stopping="never" the search goes on to the full length; else it ends where going on looks worse now.
-    """
-    p = np.array([0.05, 0.2, 0.2, 0.2, 0.2, 0.05, 0.05, 0.05])
-    model = Bigrams(np.tile(p, (8, 1)), eos_token_id=[1, 2, 3, 4], pad_token_id=None)
-    options: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 6, "length_penalty": 5.0}
-    assert generate(model, [[0]], early_stopping="never", **options).shape == (1, 7)
-    assert generate(model, [[0]], early_stopping=False, **options).shape == (1, 2)
-
-
-def test_early_stopping_ends_as_soon_as_there_are_enough_texts() -> None:
-    """The first is finished in the first step, the second in the second; a longer one would score better."""
-    model = Bigrams(np.tile([0.02, 0.5, 0.45, 0.03], (4, 1)), eos_token_id=1, pad_token_id=None)
-    options: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 6, "length_penalty": 5.0}
-    assert generate(model, [[0]], early_stopping=True, **options).tolist() == [[0, 2, 1]]
-    assert len(model.calls) == 2
-    assert generate(model, [[0]], early_stopping=False, **options).shape == (1, 7)
-
-
 def test_a_vocabulary_smaller_than_the_candidates() -> None:
     out = generate(
         FakeModel(0, V=2, eos_token_id=None), [[0, 1]], num_beams=4, num_return_sequences=4, max_new_tokens=3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff.generation import generate
-from tests.generation.fakes import Bigrams, FakeModel, everything, letters
+from tests.generation.fakes import Bigrams, FakeModel, letters
 
 # a → b → c → d → end (0), or from e only to itself
 CHAIN = np.full((6, 6), 0.01)
@@ -30,16 +30,6 @@ def test_without_eos_and_padding_tokens_stopped_sequences_continue() -> None:
     assert got.tolist() == [[1, 2, 3], [2, 3, 4]]  # "d" is token 3; the second row went on while the first did
     padded = generate(model, [[1], [2]], pad_token_id=5, **options)
     assert padded.tolist() == [[1, 2, 3], [2, 3, 5]]
-
-
-def test_results() -> None:
-    model = FakeModel(1)
-    out = everything(model, [[5, 6]], max_new_tokens=3, repetition_penalty=1.5)
-    assert len(out.scores) == len(out.logits) == 3
-    want = model(out.sequences[:, :-1], logits_to_keep=3).logits
-    np.testing.assert_allclose(np.stack(out.logits, axis=1), want, rtol=1e-12)
-    assert (out.scores[1] != out.logits[1]).sum() == len(set(out.sequences[0, :3].tolist()))
-    assert len(out.cache) == 4
 
 
 def test_seeds() -> None:

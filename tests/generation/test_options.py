@@ -14,7 +14,6 @@ import refdiff
 from refdiff.errors import CheckpointError
 from refdiff.generation.options import NAMES, GenerationConfig, resolve
 from refdiff.generation.watermarking import WatermarkingConfig
-from refdiff.refused import GENERATE
 from tests.generation.fakes import FakeModel, letters
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -266,16 +265,6 @@ def test_an_unknown_option_is_refused_with_a_hint(name: str, message: str) -> No
     with pytest.raises(TypeError) as caught:
         resolve(FakeModel(), {name: 2})
     assert str(caught.value) == f"generate() {message}"
-
-
-@pytest.mark.parametrize(("sentence", "names"), GENERATE.items())
-def test_each_option_of_transformers_has_its_sentence(sentence: str, names: str) -> None:
-    for name in names.split():
-        with pytest.raises(TypeError) as caught:
-            resolve(FakeModel(), {name: "no such value"})
-        assert str(caught.value) == (
-            f"generate() got {name!r}, an option of transformers that refdiff does not have; {sentence}"
-        )
 
 
 @pytest.mark.parametrize(

@@ -18,48 +18,9 @@ SCORES = np.array([[1.0, -2.0, 3.0, 0.0, -INF], [0.5, 0.5, -0.5, 4.0, 1.0]])
 IDS = np.array([[1, 2, 1], [3, 0, 3]])
 
 
-def test_sequence_bias_by_hand() -> None:
-    got = processors.SequenceBiasLogitsProcessor({(0,): 2.0, (1, 2): -1.0, (0, 3, 2): 5.0, (9, 9, 9, 9, 1): 7.0})(
-        IDS, SCORES
-    )
-    np.testing.assert_array_equal(got, [[3.0, -2.0, 2.0, 0.0, -INF], [2.5, 0.5, 4.5, 4.0, 1.0]])
-
-
-def test_bad_words_by_hand() -> None:
-    got = processors.NoBadWordsLogitsProcessor([[4], [1, 2], [0, 3, 0]])(IDS, SCORES)
-    np.testing.assert_array_equal(got, [[1.0, -2.0, -INF, 0.0, -INF], [-INF, 0.5, -0.5, 4.0, -INF]])
-
-
-def test_repetition_penalty_by_hand() -> None:
-    got = processors.RepetitionPenaltyLogitsProcessor(2.0)(IDS, SCORES)
-    np.testing.assert_array_equal(got, [[1.0, -4.0, 1.5, 0.0, -INF], [0.25, 0.5, -0.5, 2.0, 1.0]])
-    got = processors.RepetitionPenaltyLogitsProcessor(2.0)(np.array([[0]]), np.array([[-0.5]]))
-    np.testing.assert_array_equal(got, [[-1.0]])
-
-
 def test_repetition_penalty_passes_over_padding() -> None:
     got = processors.RepetitionPenaltyLogitsProcessor(2.0, np.array([2, 0]))(IDS, SCORES)
     np.testing.assert_array_equal(got[0], [1.0, -4.0, 3.0, 0.0, -INF])
-
-
-@pytest.mark.parametrize(("size", "banned"), [(1, [[1, 2], [0, 3]]), (2, [[2], [0]]), (3, [[], []]), (4, [[], []])])
-def test_no_repeat_ngram_by_hand(size: int, banned: list[list[int]]) -> None:
-    got = processors.NoRepeatNGramLogitsProcessor(size)(IDS, SCORES)
-    for row in range(2):
-        want = SCORES[row].copy()
-        want[banned[row]] = -INF
-        np.testing.assert_array_equal(got[row], want)
-
-
-def test_suppress_tokens_ignores_ids_past_the_vocabulary() -> None:
-    got = processors.SuppressTokensLogitsProcessor([0, 5, 700])(IDS, SCORES)
-    np.testing.assert_array_equal(got, [[-INF, -2.0, 3.0, 0.0, -INF], [-INF, 0.5, -0.5, 4.0, 1.0]])
-
-
-def test_min_new_tokens() -> None:
-    minimum = processors.MinNewTokensLengthLogitsProcessor(1, 2, [2, 3])
-    np.testing.assert_array_equal(minimum(IDS, SCORES), SCORES)
-    assert np.isneginf(minimum(IDS[:, :2], SCORES)[:, 2:4]).all()
 
 
 Z = np.random.default_rng(0).normal(0, 2, (2, 9)).astype(np.float32)
@@ -69,34 +30,6 @@ LONG = np.array([[1, 2, 3, 1, 2], [4, 4, 5, 4, 6]])
 def processors_of(options: Options, prompt_length: int = 3) -> LogitsProcessors:
     request: Any = SimpleNamespace(options=options, ids=LONG[:, :prompt_length], padding=None)
     return LogitsProcessors(request)
-
-
-def test_processors_in_order() -> None:
-    """Penalty after bias, bans after penalty: each step of transformers' order applied by hand."""
-    options = Options(
-        sequence_bias={(3,): 2.0, (2, 5): -1.0},
-        repetition_penalty=1.5,
-        no_repeat_ngram_size=2,
-        bad_words_ids=[[2, 7]],
-        min_new_tokens=3,
-        eos_token_id=[8],
-        suppress_tokens=[6],
-    )
-    z = processors.SequenceBiasLogitsProcessor({(3,): 2.0, (2, 5): -1.0})(LONG, Z.astype(np.float64))
-    z = processors.RepetitionPenaltyLogitsProcessor(1.5)(LONG, z)
-    z = processors.NoRepeatNGramLogitsProcessor(2)(LONG, z)
-    z = processors.NoBadWordsLogitsProcessor([[2, 7]])(LONG, z)
-    z[:, [6, 8]] = -np.inf
-    got = processors_of(options)(Z, LONG)
-    np.testing.assert_array_equal(got, z)
-    assert got.dtype == np.float64
-    assert np.isfinite(processors_of(options, 2)(Z, LONG)[:, 8]).all()  # three tokens are there by then
-
-
-def test_the_end_token_is_not_a_bad_word() -> None:
-    options = Options(bad_words_ids=[[2], [3], [2, 2]], eos_token_id=[2])
-    got = processors_of(options)(Z, LONG)
-    assert np.argwhere(np.isneginf(got)).tolist() == [[0, 2], [0, 3], [1, 3]]  # the first sequence ends with token 2
 
 
 def test_warpers_in_order_and_only_when_sampling() -> None:

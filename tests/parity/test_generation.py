@@ -287,7 +287,7 @@ MADE: dict[str, list[dict[str, Any]]] = {
         for n in (0, 3, 4)
     ],
     "LogitNormalization": [{}],
-    "SuppressTokensLogitsProcessor": [{"suppress_tokens": [1, 4, 9]}],
+    "SuppressTokensLogitsProcessor": [{"suppress_tokens": [1, 4, 9, 700]}],
     "SuppressTokensAtBeginLogitsProcessor": [{"begin_suppress_tokens": [1, 4], "begin_index": n} for n in (1, 6)],
     "PrefixConstrainedLogitsProcessor": [
         {"prefix_allowed_tokens_fn": lambda row, ids: [int(ids[-1]), 3 + row], "num_beams": n} for n in (1, 2)

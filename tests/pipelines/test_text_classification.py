@@ -64,14 +64,6 @@ def test_nesting() -> None:
     assert pipe([0, LOG3], top_k=None)("a") == [labels]
 
 
-def test_pairs_and_truncation() -> None:
-    classify = pipe([0, 1])
-    classify({"text": "a b", "text_pair": "c"})
-    assert classify.model.read == [0, 4, 5, 1, 6]
-    classify("a b c", truncation=True, max_length=2)
-    assert classify.model.read == [0, 4]
-
-
 @pytest.mark.parametrize(
     ("inputs", "options", "error", "message"),
     [

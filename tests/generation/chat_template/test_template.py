@@ -16,24 +16,12 @@ from refdiff.generation import chat_template
 from refdiff.generation.chat_template import plain
 from refdiff.generation.chat_template.sandbox import ChatTemplate
 from tests.generation.tokenizer.test_tokenizer import words
-from tests.generation.trained_tokenizers import save
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 def show(template: str, chat: Any = CHAT, **options: Any) -> Any:
     return words().apply_chat_template(chat, chat_template=template, tokenize=False, **options)
-
-
-def test_text_and_ids() -> None:
-    tokenizer = words(chat_template="{{ bos_token }} {% for m in messages %}{{ m.content }} {% endfor %}")
-    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == "<s> a b "
-    assert tokenizer.apply_chat_template(CHAT) == {"input_ids": [0, 4, 5], "attention_mask": [1, 1, 1]}
-    assert tokenizer.apply_chat_template(CHAT, return_dict=False) == [0, 4, 5]
-    batch = tokenizer.apply_chat_template([CHAT, CHAT[:1]], padding=True, return_tensors="np")
-    np.testing.assert_array_equal(batch["input_ids"], [[0, 4, 5], [0, 4, 2]])
-    assert tokenizer.apply_chat_template([CHAT], tokenize=False) == ["<s> a b "]
-    assert tokenizer.apply_chat_template(CHAT, max_length=2, return_dict=False) == [0, 4]
 
 
 def test_a_conversation_may_be_an_object_with_messages() -> None:
@@ -99,13 +87,6 @@ def test_an_endless_template_is_refused_with_the_cause() -> None:
 def test_continue_final_message(content: Any, template: str, expected: str) -> None:
     chat = [{"role": "assistant", "content": content}]
     assert show(template, chat, continue_final_message=True) == expected
-
-
-def test_continued_reasoning() -> None:
-    chat = [{"role": "assistant", "content": "b", "reasoning_content": "hm"}]
-    template = "<think>{{ messages[0].thinking }}</think>{{ messages[0].content }}"
-    assert show(template, chat, continue_final_message="reasoning_content") == "<think>hm"
-    assert show(template, chat, continue_final_message=True) == "<think>hm</think>b"
 
 
 def test_the_mask_of_what_the_assistant_wrote() -> None:
@@ -200,16 +181,6 @@ def test_named_templates() -> None:
 def test_no_template_at_all() -> None:
     with pytest.raises(ValueError, match=r"chat_template: got none, expected .*chat_template="):
         Tokenizer(words().backend).apply_chat_template(CHAT)
-
-
-def test_a_file_wins_over_the_config(tmp_path: Path) -> None:
-    save(tmp_path, words().backend.native, tokenizer_config={"chat_template": "old"})
-    assert Tokenizer.from_pretrained(tmp_path).chat_template == "old"
-    (tmp_path / "chat_template.jinja").write_text("new", encoding="utf-8")
-    assert Tokenizer.from_pretrained(tmp_path).chat_template == "new"
-    (tmp_path / "additional_chat_templates").mkdir()
-    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("日本", encoding="utf-8")
-    assert Tokenizer.from_pretrained(tmp_path).chat_template == {"default": "new", "rag": "日本"}
 
 
 def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,21 +17,6 @@ def load(folder: Path, **files: Any) -> Tokenizer:
     return Tokenizer.from_pretrained(save(folder, words().backend.native, **files))
 
 
-def test_strings_and_objects_mean_the_same(tmp_path: Path) -> None:
-    a_string = load(tmp_path / "a", tokenizer_config={"eos_token": "<end>"})
-    an_object = load(tmp_path / "b", tokenizer_config={"eos_token": {"__type": "AddedToken", "content": "<end>"}})
-    in_the_map = load(tmp_path / "c", special_tokens_map={"eos_token": {"content": "<end>", "lstrip": False}})
-    for tokenizer in (a_string, an_object, in_the_map):
-        assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<end>", 8)
-        assert tokenizer.decode(tokenizer.encode("a <end>"), skip_special_tokens=True) == "a"
-
-
-def test_named_extra_tokens(tmp_path: Path) -> None:
-    tokenizer = load(tmp_path, tokenizer_config={"extra_special_tokens": {"image_token": "<image>"}})
-    assert tokenizer.special_tokens_map == {"image_token": "<image>"}
-    assert tokenizer.decode(tokenizer.encode("a <image>"), skip_special_tokens=True) == "a"
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 import refdiff
 from refdiff import CheckpointError, Tokenizer
-from tests.generation.trained_tokenizers import KINDS, ODD_TEXTS, TEXTS, save
+from tests.generation.trained_tokenizers import KINDS, save
 
 WORDS = {"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "a": 4, "b": 5, "c": 6, "d": 7}
 
@@ -52,15 +52,6 @@ def test_arrays() -> None:
         tokenizer(["a", "a b"], return_tensors="np")
 
 
-def test_padding_to_a_length() -> None:
-    tokenizer = words()
-    assert tokenizer("a", padding="max_length", max_length=4)["input_ids"] == [0, 4, 2, 2]
-    # Without any limit there is nothing to pad to, and without truncation a longer text stays whole.
-    assert tokenizer("a", padding="max_length")["input_ids"] == [0, 4]
-    assert tokenizer("a b c", padding="max_length", max_length=2)["input_ids"] == [0, 4, 5, 6]
-    assert words(model_max_length=3)("a", padding="max_length")["input_ids"] == [0, 4, 2]
-
-
 def test_padding_needs_a_pad_token() -> None:
     tokenizer = words(pad_token=None)
     with pytest.raises(ValueError, match=r"tokenizer\.pad_token = tokenizer\.eos_token"):
@@ -69,28 +60,9 @@ def test_padding_needs_a_pad_token() -> None:
     assert tokenizer(["a", "a b"], padding=True)["input_ids"] == [[0, 4, 1], [0, 4, 5]]
 
 
-def test_truncation() -> None:
-    tokenizer = words()
-    assert tokenizer("a b c", max_length=3)["input_ids"] == [0, 4, 5]
-    assert tokenizer("a b c", truncation=True, max_length=2)["input_ids"] == [0, 4]
-    assert tokenizer("a b c", truncation=False, max_length=2)["input_ids"] == [0, 4, 5, 6]
-    assert tokenizer("a b c", truncation=True)["input_ids"] == [0, 4, 5, 6]
-    assert tokenizer("a b c", truncation=True, max_length=2, add_special_tokens=False)["input_ids"] == [4, 5]
-    assert words(truncation_side="left")("a b c", max_length=3)["input_ids"] == [0, 5, 6]
-    assert words(model_max_length=2)("a b c", truncation=True)["input_ids"] == [0, 4]
-
-
-def test_pairs() -> None:
-    tokenizer = words()
-    assert tokenizer("a b", "c d")["input_ids"] == [0, 4, 5, 1, 6, 7]
-    assert tokenizer(["a"], ["c"])["input_ids"] == [[0, 4, 1, 6]]
-    assert tokenizer("a b", "c d", truncation="only_second", max_length=5)["input_ids"] == [0, 4, 5, 1, 6]
+def test_as_many_second_texts_as_first_ones() -> None:
     with pytest.raises(ValueError, match="text, text_pair: got 1 and 2 texts"):
-        tokenizer(["a"], ["b", "c"])
-    with pytest.raises(ValueError, match="truncation: got 'only_second' without text_pair, expected 'only_first'"):
-        tokenizer("a b", truncation="only_second", max_length=2)
-    with pytest.raises(ValueError, match="raise max_length"):
-        tokenizer("a b c d", "a", truncation="only_second", max_length=4)
+        words()(["a"], ["b", "c"])
 
 
 @pytest.mark.parametrize(("strategy", "capacity"), [("only_second", 3), ("only_first", 2), ("longest_first", 3)])
@@ -111,6 +83,8 @@ def test_the_stride_of_a_pair_is_below_what_is_left_of_the_cut_text(strategy: st
         ({"truncation": True, "max_length": 0}, "max_length: got 0, expected an integer from 1, the special tokens"),
         ({"truncation": True, "max_length": "3"}, "max_length: got '3', expected an integer"),
         ({"return_tensors": "pt"}, "return_tensors: got 'pt'"),
+        ({"padding": True, "pad_to_multiple_of": 0}, "pad_to_multiple_of: got 0"),
+        ({"truncation": "only_second", "max_length": 2}, "got 'only_second' without text_pair, expected 'only_first'"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
@@ -167,18 +141,6 @@ def test_ids_that_are_no_ids(ids: Any) -> None:
         words().decode(ids)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_round_trip_through_files(kind: str, tmp_path: Path) -> None:
-    config = {"bos_token": "<s>", "eos_token": "</s>"}
-    tokenizer = refdiff.Tokenizer.from_pretrained(save(tmp_path, KINDS[kind](), tokenizer_config=config))
-    for text in TEXTS[:1] if kind == "unigram" else TEXTS + ODD_TEXTS[:6]:
-        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
-    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ids = tokenizer.encode(TEXTS[0])
-    assert (ids[0] == first) == (kind != "unigram")
-    assert (ids[-1] == last) == (kind == "unigram")
-
-
 @given(st.text(max_size=40))
 def test_any_text_survives_the_byte_tokenizer(text: str) -> None:
     tokenizer = _BYTES
@@ -222,16 +184,6 @@ def test_threads_share_one_tokenizer() -> None:
     assert [set(result) for result in results] == [{2}, {3}, {4}, {5}]
 
 
-def test_padding_to_a_multiple() -> None:
-    tokenizer = words()
-    assert tokenizer("a b", padding=True, pad_to_multiple_of=4)["input_ids"] == [0, 4, 5, 2]
-    assert tokenizer("a b c", padding=True, pad_to_multiple_of=4)["attention_mask"] == [1, 1, 1, 1]
-    with pytest.raises(ValueError, match="pad_to_multiple_of: got"):
-        tokenizer("a", padding=True, pad_to_multiple_of=0)
-    with pytest.raises(ValueError, match=r"max_length: got 7, expected a multiple of .* 4.*max_length=4"):
-        tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)
-
-
 # ---- special tokens by name, tokens and ids
 
 
@@ -246,24 +198,6 @@ def test_setting_a_token() -> None:
             tokenizer.pad_token = value  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"eos_token_id: got 99, expected 0 to 7"):
         tokenizer.eos_token_id = 99
-
-
-def test_conversions() -> None:
-    tokenizer = words()
-    assert tokenizer.convert_tokens_to_ids("a") == 4
-    assert tokenizer.convert_tokens_to_ids(["a", "nowhere"]) == [4, 3]
-    assert tokenizer.convert_ids_to_tokens(4) == "a"
-    assert tokenizer.convert_ids_to_tokens(-1) is None
-    assert tokenizer.convert_ids_to_tokens(np.array([4, 99])) == ["a", None]
-    assert tokenizer.get_vocab()["d"] == 7
-    assert (tokenizer.vocab_size, len(tokenizer)) == (8, 8)
-
-
-def test_added_tokens_count_in_len_only() -> None:
-    tokenizer = words(additional_special_tokens=["<new>"])
-    assert (tokenizer.vocab_size, len(tokenizer)) == (8, 9)
-    assert tokenizer("a <new>")["input_ids"] == [0, 4, 8]
-    assert tokenizer.decode([4, 8], skip_special_tokens=True) == "a"
 
 
 def test_a_result_is_on_the_device_of_a_model_on_numpy() -> None:
