@@ -27,13 +27,13 @@ BUILD = {
 MISTAKES = {"c": ["-DMISTAKE"], "rs": ["--cfg", "mistake"]}
 
 
-def build(language: str, out: Path, *flags: str) -> Path:
+def build(language: str, out: Path, *flags: str, source: Path | None = None) -> Path:
     compiler, options, last = BUILD[language]
     if shutil.which(compiler) is None:
         if os.environ.get("CI"):
             pytest.fail(f"CI has no {compiler}")
         pytest.skip(f"no {compiler} here")
-    subprocess.run([compiler, *options, *flags, HERE / f"attend.{language}", "-o", out, *last], check=True)
+    subprocess.run([compiler, *options, *flags, source or HERE / f"attend.{language}", "-o", out, *last], check=True)
     return out
 
 

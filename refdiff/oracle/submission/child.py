@@ -153,7 +153,7 @@ def describe(error: BaseException, kernel: str) -> str:
         return f"the kernel raised {type(error).__name__}: {error.msg}{at}"
     frames = traceback.extract_tb(error.__traceback__)
     where = [frame for frame in frames if frame.filename == kernel] or frames
-    at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where else ""
+    at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where and kernel.endswith(".py") else ""
     refused = isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
     hint = "; `refdiff judge --help` says what a kernel may do" if refused else ""
     return f"the kernel raised {''.join(traceback.format_exception_only(error)).strip()[-2000:]}{hint}{at}"

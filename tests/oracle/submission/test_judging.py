@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -26,6 +27,7 @@ from refdiff.oracle.submission import confine, judge_file, judging, process
 from refdiff.oracle.submission.judging import JudgeReport
 from refdiff.oracle.submission.process import ProcessLimits
 from refdiff.oracle.suite.outcome import Outcome
+from tests.oracle.test_from_c import build
 
 KERNELS = Path(__file__).parent / "kernels"
 CHEATS = KERNELS / "cheats.py"
@@ -155,6 +157,30 @@ def test_the_report_says_what_confines() -> None:
     assert set(report.to_dict()["confinement"]) == set(report.confinement) <= known
     assert f"confined by {', '.join(report.confinement)}" in str(report)
     assert str(report).count("\nwithout ") == len(known - set(report.confinement))
+
+
+ATTACKS = re.findall(r"^ATTACK\((\w+)", (KERNELS / "attacks.c").read_text(), re.M)
+
+
+@LINUX
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_linux_refuses_what_a_shared_library_tries(attack: str, tmp_path: Path) -> None:
+    """The judge survives, and no audit hook of Python has a part in it."""
+    report = _judge(attack, path=build("c", tmp_path / "attacks.so", source=KERNELS / "attacks.c"))
+    if len(report.confinement) < 3:
+        pytest.skip(f"confined by {report.confinement} alone")
+    texts = {o.text for o in report.cases.values() if not o.declined}
+    assert texts == {
+        f"the kernel raised RuntimeError: {attack} returned 50, expected 0, or 1 for what it does not serve"
+    }
+    assert not Path(tempfile.gettempdir(), "refdiff-attack").exists()
+
+
+def test_a_shared_library_that_breaks_something(tmp_path: Path) -> None:
+    assert len(ATTACKS) == 12
+    library = build("c", tmp_path / "attacks.so", source=KERNELS / "attacks.c")
+    assert "has changed its input q" in str(_judge("writes_into_inputs", path=library))
+    assert "ended with signal SIGSEGV" in str(_judge("crashes", path=library))
 
 
 def test_rows_that_are_never_written_are_not_zero() -> None:
