@@ -42,11 +42,9 @@ def axes_of(path: str, reference: Mapping[str, NDArray[Any]]) -> Axes:
         width = reference[f"{head}.{_MERGED[name]}".lstrip(".")].shape[-1]
         if width and shape[2] % width == 0:
             return Axes("BT(He)", (*shape[:2], shape[2] // width, width))
-    if name == "values" and len(shape) == 4:
-        return Axes("BHS(pd)", (*shape[:3], 2, shape[3] // 2))
     letters = {
         "scores": "BHTS", "probs": "BHTS", "lse": "BHT", "attn": "BHTe", "diff": "BHTe", "groupnorm": "BHTe",
-        "q_rope": "BHTd", "k_rope": "BKTd", "cos": "B1Tn", "sin": "B1Tn", "lambda_full": "BHT1",
+        "q_rope": "BHTd", "k_rope": "BKTd", "values": "BHSe", "cos": "B1Tn", "sin": "B1Tn", "lambda_full": "BHT1",
     }.get(name.rstrip("12"), "BTDEF")  # fmt: skip
     if len(shape) > len(letters):
         letters = "ABCDEFGHIJ"

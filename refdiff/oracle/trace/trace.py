@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,6 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file for `read_trace`, each array in its own type."""
-        clashes = [name for name in self.points if name.startswith(INPUT)]
-        if clashes:
-            raise ValueError(f"{clashes[0]}: names that begin with {INPUT!r} are kept for the inputs of a run")
         arrays = {**self.points, **{INPUT + name: np.asarray(x) for name, x in self.inputs.items()}}
         about = {"format": FORMAT, "about": json.dumps(self.about), "order": json.dumps(list(self.points))}
         write_arrays(path, arrays, about)
@@ -123,7 +120,7 @@ def trace(of: PreTrainedModel | Spec | str, inputs: Any = None, *, maps: bool = 
     if isinstance(of, Spec | str):
         given = {name: any_array(x, name) for name, x in {**(inputs or {}), **more}.items()}
         of = resolve_spec(of, given)
-        run = SpecRun(of, given)
+        run = repeat_spec(of, given)
         run(keep, maps=maps, whole=True)
         return Trace(points, given, {"spec": of.to_dict()}, run)
     call = dict(inputs) if isinstance(inputs, Mapping) else {} if inputs is None else {"input_ids": inputs}
@@ -132,40 +129,39 @@ def trace(of: PreTrainedModel | Spec | str, inputs: Any = None, *, maps: bool = 
     model.ops = Points(flatten(of.params), keep, maps=maps).wrap(of.ops)
     model(**call)  # type: ignore[operator]
     kept = {name: x for name, x in call.items() if name in ARRAYS}
-    rerun = None if call.get("cache") is not None else ModelRun(of, kept)
+    rerun = None if call.get("cache") is not None else repeat_model(of, kept)
     about = {"model": of.source, "class": of.architecture, "dtype": of.dtype, "config": _as_json(of.config)}
     return Trace(points, kept, about, rerun)
 
 
-class ModelRun:
-    """Repeats a model's forward pass on the same inputs in float64, by the reference equations."""
+def repeat_model(of: PreTrainedModel, call: Mapping[str, Any]) -> Callable[..., None]:
+    """Return a function that repeats a model's forward pass in float64, by the reference equations."""
 
-    def __init__(self, model: PreTrainedModel, call: Mapping[str, Any]) -> None:
-        self._of, self._call = model, {**call, "use_cache": False}
-        self._exact: PreTrainedModel | None = None
+    @cache
+    def exact() -> PreTrainedModel:
+        # matrices are cast to float64 only when they are used: all of them at once would take twice the memory
+        flat = {name: to_numpy(x) for name, x in flatten(of.params).items()}
+        wide = {name: x if x.ndim > 1 else x.astype(np.float64) for name, x in flat.items()}
+        return type(of)(of.config, nest(wide), dtype="float64", kernels="reference")
 
-    def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
-        if self._exact is None:
-            # matrices are cast to float64 only when they are used: all of them at once would take twice the memory
-            flat = {name: to_numpy(x) for name, x in flatten(self._of.params).items()}
-            wide = {name: x if x.ndim > 1 else x.astype(np.float64) for name, x in flat.items()}
-            self._exact = type(self._of)(self._of.config, nest(wide), dtype="float64", kernels="reference")
-        model = copy.copy(self._exact)
+    def run(visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
+        model = copy.copy(exact())
         ops = overlay(model.ops, lambda name, f: (lambda *x: f(*x).astype(np.float64)) if name == "embedding" else f)
         model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).wrap(ops)
-        model(**self._call)  # type: ignore[operator]
+        model(**call, use_cache=False)  # type: ignore[operator]
+
+    return run
 
 
-class SpecRun:
-    """Repeats the attention of a spec on the same inputs in float64, by the reference equations."""
+def repeat_spec(spec: Spec, inputs: Mapping[str, Any]) -> Callable[..., None]:
+    """Return a function that repeats the attention of a spec in float64, by the reference equations."""
+    exact = as_float64(spec, inputs)
 
-    def __init__(self, spec: Spec, inputs: Mapping[str, Any]) -> None:
-        self._spec, self._inputs = spec, as_float64(spec, inputs)
+    def run(visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
+        points = Points(exact, visit, maps=maps, whole=whole, plain=spec.is_plain, lse_base=spec.lse_base)
+        visit("out", forward(spec, exact, points.wrap(truth_ops())))
 
-    def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
-        spec = self._spec
-        points = Points(self._inputs, visit, maps=maps, whole=whole, plain=spec.is_plain, lse_base=spec.lse_base)
-        visit("out", forward(self._spec, self._inputs, points.wrap(truth_ops())))
+    return run
 
 
 def read_trace(source: Source, *, model: Any = None) -> Trace:
@@ -231,9 +227,9 @@ def _as_json(config: DiffLlamaConfig) -> Any:
 
 
 def _make_run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
-    """Return a `SpecRun` or `ModelRun` that repeats the run, or None if its model is not found."""
+    """Return a function that repeats the run, or None if its model is not found."""
     if "spec" in about:
-        return SpecRun(Spec(**about["spec"]), inputs)
+        return repeat_spec(Spec(**about["spec"]), inputs)
     if model is None:
         model = about.get("model")
         if not isinstance(model, str) or not _has_config(Path(model), about["config"]):
@@ -247,7 +243,7 @@ def _make_run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
         # 16-bit types are computed with in float32, and were when the trace was made: a float32 run of such weights
         kind = getattr(refdiff, about["class"])
         model = kind.from_pretrained(model, dtype=about["dtype"], kernels="reference")
-    return ModelRun(model, {name: np.asarray(x) for name, x in inputs.items()})
+    return repeat_model(model, {name: np.asarray(x) for name, x in inputs.items()})
 
 
 @contextmanager
