@@ -1,4 +1,4 @@
-"""Runs with a mistake in one layer, in float32 and in bfloat16: the seam of the trace, laid over twice.
+"""Runs with a mistake, in float32 and in bfloat16: the seam of the trace, laid over twice.
 
 Inside of the mistake a recorder sees what it makes of its arguments, outside of it another sees what it gives back.
 Every value that either sees is rounded, and the run goes on with that, as a program in that type would.
@@ -15,13 +15,12 @@ import ml_dtypes
 import numpy as np
 
 import refdiff
-from refdiff.backends import Ops, ops_for, overlay
+from refdiff.backends import ops_for, overlay
 from refdiff.model.weights import flatten, nest
-from refdiff.oracle.mistakes import Mistake
+from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.trace.points import Points
 from tests.model.models import small_config
 
-LAYER = 2
 INSIDE = re.compile(r"(scores|lse|probs|attn)[12]$")
 KINDS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
@@ -39,7 +38,7 @@ def model(variant: str, dtype: str = "float32", *, seed: int = 0, whisper: bool 
             flat[name] = g.normal(1.0, 0.3, size=x.shape)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             flat[name] = 1.6 * x
-        if whisper and name.endswith(f"layers.{LAYER}.self_attn.v_proj.weight"):
+        if whisper and name.endswith("layers.0.self_attn.v_proj.weight"):
             flat[name] = 2e-3 * x
         flat[name] = flat[name].astype(KINDS[dtype]).astype(np.float32)
     return refdiff.DiffLlamaForCausalLM(drawn.config, nest(flat), kernels="reference")
@@ -60,7 +59,7 @@ def inputs(seed: int = 0) -> dict[str, Any]:
 def run(
     of: Any, call: dict[str, Any], dtype: str, mistake: Mistake | None = None, *, maps: bool = False
 ) -> dict[str, np.ndarray]:
-    """The points of a run of `of` in `dtype`, with the mistake in layer `LAYER` where it belongs to one."""
+    """The points of a run of `of` in `dtype`, with the mistake in all of its layers."""
     kind = KINDS[dtype]
     inner: dict[str, list[np.ndarray]] = {}
     points: dict[str, np.ndarray] = {}
@@ -73,68 +72,21 @@ def run(
 
         return visit
 
-    weights = flatten(of.params)
-    where = Where(weights)
-
     def keep(path: str, x: np.ndarray) -> None:
-        inner.setdefault(where.at + path.partition("[")[0], []).append(x)
+        inner.setdefault(path.partition("[")[0], []).append(x)
 
     within = Points({}, rounded(keep), maps=maps, whole=False)
     ops, seen = ops_for(), within.wrap(ops_for())
     ops = overlay(ops, lambda name, f: seen.diff_attention if name == "diff_attention" else f)
     if mistake is not None:
-        ops = overlay(ops, where.only_there(mistake))
-    outer = Points(weights, rounded(lambda path, x: points.__setitem__(path, x)), maps=maps, whole=True)
+        ops = overlay(ops, wrap(mistake))
+    outer = Points(flatten(of.params), rounded(points.__setitem__), maps=maps, whole=True)
     changed = copy.copy(of)
-    changed.ops = where.over(outer.wrap(ops))
+    changed.ops = outer.wrap(ops)
     changed(**call, use_cache=False)
     for path in [path for path in points if INSIDE.search(path)]:
         del points[path]
-        found = inner.get(path, [])
-        if len(found) == 1:  # a mistake that calls the layer several times leaves nothing to look at
-            points[path] = found[0]
+        found = inner.get(path.rpartition(".")[2], [])
+        if len(found) == of.config.num_hidden_layers:  # a mistake that calls the layer several times shows nothing
+            points[path] = found[int(path.split(".")[2])]
     return points
-
-
-class Where:
-    """Knows the layer that a run is in, by the weights that it uses."""
-
-    def __init__(self, weights: dict[str, Any]) -> None:
-        self._names = {id(x): name for name, x in weights.items()}
-        self.layer: int | None = None
-
-    @property
-    def at(self) -> str:
-        """What paths in the attention of this layer begin with."""
-        return f"model.layers.{self.layer}.self_attn."
-
-    def over(self, ops: Ops) -> Ops:
-        """Look at the weights of every call."""
-
-        def wrap(name: str, function: Any) -> Any:
-            def looked_at(*args: Any, **kwargs: Any) -> Any:
-                for x in (*args, *kwargs.values(), kwargs.get("gate_proj", {}).get("weight")):
-                    found = self._names.get(id(x))
-                    if found is not None:
-                        match = re.search(r"layers\.(\d+)\.", found)
-                        self.layer = int(match[1]) if match else None
-                return function(*args, **kwargs)
-
-            return looked_at
-
-        return overlay(ops, wrap)
-
-    def only_there(self, mistake: Mistake) -> Callable[[str, Any], Any]:
-        """The mistake in layer `LAYER`; one outside of all layers everywhere."""
-
-        def wrap(name: str, right: Any) -> Any:
-            if name != mistake.layer:
-                return right
-            wrong = mistake.of(right)
-
-            def maybe(*args: Any, **kwargs: Any) -> Any:
-                return (wrong if self.layer in (LAYER, None) else right)(*args, **kwargs)
-
-            return maybe
-
-        return wrap
