@@ -73,9 +73,9 @@ print(f"part of “queen” in the output: {row_parts[0]:.0%} by A₁, {row_part
 # %% [markdown]
 # **Weight by weight, "queen" loses: from 44 % to 37 %. In what the weights add up to, "queen" gains: from 53 % to
 # 81 %.** The tail takes away what the rest of $A_1$ hands on, which is nearly the average of all values. This row is
-# typical. In the three layers that subtract strongly, the preferred token makes up about half of the output before the
-# subtraction, and two thirds after it. So the idea works here, but not token by token. This is one model with 2.9
-# million parameters; large ones may differ.
+# typical. In the three layers that subtract strongly, the *favorite*, the token with the most weight, makes up about
+# half of the output before the subtraction, and two thirds after it. So the idea works here, but not token by token.
+# This is one model with 2.9 million parameters; large ones may differ.
 #
 # Allow 30 minutes. You need chapter 01.
 #
@@ -249,9 +249,9 @@ sketches.correlation_dots(in_pairs.mean(axis=0), across.mean(axis=0), lambdas)
 # No layer's mean is above 0.40. In the layers that subtract, partners are even a little *less* alike than maps that do
 # not belong together. ± is a 95 % confidence interval over the tales.
 #
-# ## Does the preferred token gain?
+# ## Does the favorite gain?
 #
-# Is the row of "queen" typical? For each query, take the token that the leading map prefers. What share of Σ|weight|
+# Is the row of "queen" typical? For each query, take the favorite of the leading map. What share of Σ|weight|
 # does it have before and after the other map is subtracted? And what share *would* it have, by the formula above, if
 # the noise had the same shape in both maps?
 
@@ -286,19 +286,19 @@ series = {
     "if noise were shared": subtracting(if_shared),
     "measured": subtracting(measured),
 }
-sketches.group_bars(series, "the preferred token's share of Σ|weight|")
+sketches.group_bars(series, "the favorite's share of Σ|weight|")
 
 # %% [markdown]
-# **The share of Σ|weight| falls in every layer that subtracts, in more than nine rows of ten.** In layers 2, 3 and 4, λ
-# is not to blame: with shared noise, the same λ would *raise* the share. In layer 0, λ is too large in 69 % of the
-# rows. The preferred token stands in for the one that matters, which nobody knows here.
+# **The share of Σ|weight| falls in every layer that subtracts, in more than nine rows out of ten.** In layers 2, 3 and
+# 4, λ is not to blame: with shared noise, the same λ would *raise* the share. In layer 0, λ is too large in 69 % of the
+# rows. The favorite stands in for the token that matters, which nobody knows here.
 #
 # And what part of the output does it make up?
 
 
 # %%
 def rest(row, top, values):
-    """What a row adds up to without its preferred token."""
+    """What a row adds up to without its favorite."""
     return np.where(np.arange(row.shape[-1]) == top, 0, row) @ values
 
 
@@ -332,7 +332,7 @@ series = {
     "leading map alone": subtracting(part_alone),
     "after the subtraction": subtracting(part_after),
 }
-sketches.group_bars(series, "the preferred token's part of the output")
+sketches.group_bars(series, "the favorite's part of the output")
 
 # %% [markdown]
 # **In layers 2, 3 and 4, the part rises from about a half to about two thirds, in more than eight rows out of ten.** So
@@ -357,8 +357,8 @@ sketches.breadths(np.stack([spread_1, spread_2]), lambdas)
 # %% [markdown]
 # **The leading map is the sharper one in 17 of 18 pairs.** The other spreads over some 20 to 90 tokens. It is no copy
 # of the leading map's noise. But a sum over many tokens is nearly the same whichever tokens they are: the average of
-# their values. We compare the directions of three sums: the leading map's without its preferred token, the other map's
-# without that token, and the average of the values of all tokens so far.
+# their values. We compare the directions of three sums: the leading map's without its favorite, the other map's without
+# that token, and the average of the values of all tokens so far.
 
 # %%
 alike = np.mean(likeness, axis=0)

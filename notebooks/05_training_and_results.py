@@ -16,8 +16,9 @@
 # **The question: at a size that a laptop can train, do models that subtract learn better than plain ones?**
 #
 # Three kinds of small models compete: plain attention, differential attention as in the paper (v1), and its second
-# version (v2). **v2 learned better in both of our tasks. v1 did so in part, and its training on text failed with
-# AdamW, the usual optimizer.** Each dot is one training run, each tick a mean, and arrows point to the better side.
+# version (v2). **v2 learned better in both tasks, finding a value by its key and predicting text. v1 did so in part: on
+# text its training failed with AdamW, the usual optimizer, and kept up with Muon, another one.** Each dot is one
+# training run, each tick a mean, and arrows point to the better side.
 #
 # Allow 30 minutes. You need chapter 03.
 
@@ -46,8 +47,8 @@ sketches.summary(results.summary(runs, of))
 #
 # $$\lambda = \sigma(x W_\lambda),\qquad \sigma(z) = \frac{1}{1 + e^{-z}},\quad\text{so } 0 < \lambda < 1$$
 #
-# v2 has twice the query heads. Its SwiGLU is narrower, which makes the parameters come out equal. Per layer, in the
-# first experiment:
+# v2 has twice the query heads. Its SwiGLU is narrower, so that it has about as many parameters. In the first
+# experiment, per layer:
 #
 # | | plain | v1 | v2 |
 # |---|---|---|---|
@@ -76,7 +77,7 @@ sketches.haystack()
 # - **Answer**: the key and the value that the question asks for, and the token after them. **Noise**: all other needles
 #   and all fillers. **The rest**: the questions at the end.
 # - **Attention to** one of these: its share of Σ|weight| in the question's row. A negative weight counts by its size.
-# - **Learned**: the training loss is below 0.2 for the first time; every 20th step is looked at.
+# - **Learned**: the first step, of every 20th, at which the training loss is below 0.2.
 # - **Values found**: the share of questions whose value the model ranks first.
 # - **Seed**: a number that fixes the random start and the sequences. Within a seed, all kinds see the same sequences.
 # - **±**: a 95 % confidence interval over five seeds. A star marks a difference whose interval excludes 0.
@@ -176,7 +177,7 @@ sketches.correlations_by_step(text["moments"], results.correlations(of))
 # %% [markdown]
 # At initialization the maps share nothing. Then **the maps of a differential pair become opposites**, while the heads
 # of the plain model become somewhat alike. Later ρ returns toward 0. At the end it is clearly below 0 in layers 0 and 3
-# of v1 and in layer 0 of v2, and above 0 only in the last layer of v2.
+# of v1 and in layer 0 of v2, and above 0 only in the last layer of v2. So these maps do not learn to share noise.
 #
 # In chapter 03 ρ was between 0.24 and 0.40 in five layers, and here it is between −0.35 and −0.09 in v1. That model has
 # 15 times the parameters, read 40 times the text, and was trained with Muon. So ρ depends on the model. In none of
