@@ -40,26 +40,3 @@ def test_by_keyboard_alone(browser: Chromium, page_of: PageOf) -> None:
 def test_axe_finds_nothing(browser: Chromium, page_of: PageOf, axe: str, scheme: str, variant: str, width: int) -> None:
     browser.open(page_of(drawn_maps(variant), model="m"), width=width, scheme=scheme)
     expect_accessible(browser, axe, passes=20)
-
-
-def test_accessibility_tree_of_a_page(browser: Chromium, page_of: PageOf) -> None:
-    browser.open(page_of(drawn_maps(), layer=0, pair=0))
-    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
-    seen = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if not n["ignored"]]
-    assert ("listbox", "Tokens. The one chosen is the query") in seen
-    assert [name for role, name in seen if role == "option" and name in WORDS] == list(WORDS)
-    for expected in (
-        ("combobox", "Theme"),
-        ("combobox", "Layer"),
-        ("combobox", "Pair of heads"),
-        ("radio", "A₁ − λ A₂"),
-        ("columnheader", "A₁ − λ A₂"),
-        ("rowheader", "·king"),
-        ("image", "A₂ of 8 queries, down, and as many keys, across"),
-        ("button", "layer 2, pair 1"),
-        ("heading", "Numbers for “·king”"),
-    ):
-        assert expected in seen
-    (slider,) = [name for role, name in seen if role == "slider"]
-    assert slider.startswith("Hide below")
-    assert [role for role, _ in seen].count("status") >= 1
