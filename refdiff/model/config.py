@@ -196,7 +196,7 @@ class DiffLlamaConfig(RefusedNames):
         self._fill({**self.to_dict(), **values})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return all fields but those that models of every kind have, where these are at their defaults."""
+        """Return all fields but those of every kind of model that are at their defaults."""
         general = ("architectures", "dtype", "id2label", "label2id", "problem_type")
         defaults = DiffLlamaConfig().to_dict()
         return {name: x for name, x in self.to_dict().items() if name not in general or x != defaults[name]}
