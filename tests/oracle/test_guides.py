@@ -64,7 +64,7 @@ def test_the_guide_for_traces(
     said = run_all(parts[: next(i for i, block in enumerate(parts) if "torch" in block)], tmp_path)
     (printed,) = blocks("traces", "text")
     assert said[2].startswith(printed)
-    assert capsys.readouterr().out == "model.layers.2.self_attn.diff\n"
+    assert capsys.readouterr().out == "model.layers.2.self_attn.diff\nA None\nB k_rope\n"
 
 
 @pytest.mark.slow
@@ -113,12 +113,11 @@ def test_links_and_commands(guide: str) -> None:
     text = (GUIDES / f"{guide}.md").read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)]+)\)", prose):
-        assert link.startswith(("https://", "#")) or (SOURCE / link).resolve().exists(), link
+        assert link.startswith("https://") or (SOURCE / link.partition("#")[0]).resolve().exists(), link
     titles = {"traces": "# A model that ", "vectors": "# The files of test vectors"}
     assert text.startswith(titles.get(guide, "# Kernels in "))
-    assert len(text.splitlines()) < {"triton": 285, "torch": 180, "cuda": 145, "vectors": 130}.get(guide, 110), (
-        "whole kernels are there"
-    )
+    most = {"triton": 285, "torch": 180, "cuda": 145, "vectors": 130, "traces": 125}  # whole kernels are there
+    assert len(text.splitlines()) < most.get(guide, 110)
     for block in blocks(guide, "python"):
         compile(block, guide, "exec")
 
