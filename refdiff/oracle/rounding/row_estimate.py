@@ -19,13 +19,13 @@ heads. Every other row gets E_r = c times its estimate. The acceptance rule stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from refdiff.backends import Ops, ops_for, overlay
+from refdiff.backends import ops_for
+from refdiff.layers.diff_attention import attention_weights, split_maps
 from refdiff.oracle.inputs import VECTORS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select, sequences
 from refdiff.oracle.rounding import U32, root_mean_square, safe_ratio
@@ -33,9 +33,8 @@ from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import use_explicit_mask
-from refdiff.oracle.truth.forward import Tile, tile_attention
+from refdiff.oracle.truth.attention_operands import AttentionOperands, use_explicit_mask
+from refdiff.oracle.truth.forward import forward
 
 ROUNDINGS = 2.0
 """How many rounding errors of one size add up in a number: those of q and k, or of a map and of the difference."""
@@ -151,8 +150,7 @@ def estimate_rows(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimate:
     weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * U32**2 + recipe.operand_u**2) + sum_variance
     output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u**2)
     tiles: list[tuple[Numpy, ...]] = []
-    truth_ops = tile_attention(ops_for(), lambda tile: _record_sizes(tiles, tile))
-    out = np.asarray(truth(spec, inputs, want=("out",), ops=truth_ops).out)
+    out = forward(spec, inputs, ops_for(), partial(_attend, tiles))
     weights, scores, outputs, heads, lambdas, reach = (
         np.concatenate(x, axis=-1) for x in zip(*tiles, strict=True)
     )  # the first three are (2, B, h, T), for each map, the others (B, h, T)
@@ -199,51 +197,30 @@ def _lambda_variance(spec: Spec, core: Inputs, recipe: Recipe, lambdas: Numpy) -
     return squares
 
 
-def _record_sizes(tiles: list[tuple[Numpy, ...]], tile: Tile) -> Tile:
-    """Return a layer that computes a tile and appends its sizes to `tiles`."""
+def _attend(tiles: list[tuple[Numpy, ...]], s: AttentionOperands) -> Numpy:
+    """Compute the heads of a tile, and append the sizes from which the errors of its rows are estimated to `tiles`.
 
-    def call(
-        q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, *masks: Any, ops: Ops, **options: Any
-    ) -> Numpy:
-        maps: list[Numpy] = []
-
-        def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-            def noted(*args: Any, **choices: Any) -> Any:
-                maps.append(layer(*args, **choices))
-                return maps[-1]
-
-            return noted if name == "attention_weights" else layer
-
-        heads = tile(q1, k1, q2, k2, v, lambda_, *masks, ops=overlay(ops, wrap), **options)
-        tiles.append(_sizes(((q1, k1), (q2, k2)), v, np.asarray(lambda_), maps, heads))
-        return heads
-
-    return call
-
-
-def _sizes(
-    sides: tuple[tuple[Numpy, Numpy], ...], v: Numpy, lambda_: Numpy, maps: list[Numpy], heads: Numpy
-) -> tuple[Numpy, ...]:
-    """Return the sizes of each row of a tile from which its error is estimated.
-
-    Returns:
-        For both maps, (2, B, h, T): the norms of the map's error for relative errors σ_s = 1 of weights and for
-        σ_s = ‖q‖ ‖k_s‖, and of its output. Then (B, h, T): the norm of the maps' difference, |λ|, and the largest
-        ‖q‖ ‖k_s‖.
+    These are, for both maps, (2, B, h, T): the norms of the map's error for relative errors σ_s = 1 of weights and for
+    σ_s = ‖q‖ ‖k_s‖, and of its output. Then (B, h, T): the norm of the difference, |λ|, and the largest ‖q‖ ‖k_s‖.
     """
-    (B, H, T, e), (K, S) = heads.shape, v.shape[1:3]
-    from_mean = np.sum((v - np.mean(v, axis=2, keepdims=True)) ** 2, axis=-1)
-    found = []
-    for (q, k), p in zip(sides, maps, strict=True):
+    B, H, T, _ = s.q1.shape
+    masks, biases = split_maps(s.mask, H), split_maps(s.bias, H)
+    from_mean = np.sum((s.v - np.mean(s.v, axis=2, keepdims=True)) ** 2, axis=-1)
+    maps, found = [], []
+    for q, k, mask, bias in zip((s.q1, s.q2), (s.k1, s.k2), masks, biases, strict=True):
+        p = np.asarray(attention_weights(q, k, mask, bias, causal=s.causal))
         query_norms, key_squares = np.sqrt(np.sum(q**2, axis=-1)), np.sum(k**2, axis=-1)
         moments = p - p * p
         moments *= moments
-        both = np.stack([from_mean, from_mean * key_squares], axis=-1)
-        sums = np.sqrt(moments.reshape(B, K, H // K * T, S) @ both).reshape(B, H, T, 2)
-        longest = np.repeat(np.sqrt(np.max(key_squares, axis=-1)), H // K, axis=1)[..., None]
+        sums = np.sqrt(moments @ np.stack([from_mean, from_mean * key_squares], axis=-1))
+        longest = np.sqrt(np.max(key_squares, axis=-1))[..., None]
+        maps.append(p)
         found.append((sums[..., 0], sums[..., 1] * query_norms, query_norms * longest))
     weights, scores, reach = (np.stack(x) for x in zip(*found, strict=True))
-    second = (maps[1].reshape(B, K, H // K * T, S) @ v).reshape(B, H, T, e)
-    outputs = np.linalg.norm(np.stack([heads + lambda_ * second, second]), axis=-1)
-    lambdas = np.broadcast_to(np.abs(lambda_ if lambda_.ndim == 0 else lambda_[..., 0]), (B, H, T))
-    return weights, scores, outputs, np.linalg.norm(heads, axis=-1), lambdas, np.max(reach, axis=0)
+    heads: Numpy = (maps[0] - s.lambda_full * maps[1]) @ s.v
+    second = maps[1] @ s.v
+    outputs = np.linalg.norm(np.stack([heads + s.lambda_full * second, second]), axis=-1)
+    lambda_ = s.lambda_full if s.lambda_full.ndim == 0 else s.lambda_full[..., 0]
+    lambdas = np.broadcast_to(np.abs(lambda_), (B, H, T))
+    tiles.append((weights, scores, outputs, np.linalg.norm(heads, axis=-1), lambdas, np.max(reach, axis=0)))
+    return heads

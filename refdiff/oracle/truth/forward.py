@@ -3,20 +3,18 @@
 Each output head has queries, keys and values of its own (`attention_operands`), and `diff_attention` computes all of
 them. So an overlay of mistakes, rounding or recording acts here as it does in a model.
 
-`tile_attention` computes tiles of queries, which gives the same numbers with less memory for scores.
+`operand_tiles` makes tiles of queries, which give the same numbers with less memory for scores.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from refdiff.backends import Ops, ops_for, overlay
+from refdiff.backends import Ops, ops_for
 from refdiff.layers.plain_heads import concat_heads, split_heads
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
@@ -31,9 +29,14 @@ from refdiff.oracle.truth.attention_operands import (
     zero_padded,
 )
 
+Attend = Callable[[AttentionOperands], Numpy]
 
-def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
+
+def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None, attend: Attend | None = None) -> Numpy:
     """Compute the output of float64 inputs (`as_float64`); rows of padded queries that are not judged are zeros.
+
+    Args:
+        attend: as in `differences`.
 
     Shapes:
         core inputs -> (B, h, T, e); those of a layer -> (B, T, D)
@@ -42,7 +45,7 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
     core = project(spec, inputs, ops)
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
-        heads = normalize_and_scale(spec, _heads(spec, part.inputs, ops), part.inputs, ops)
+        heads = normalize_and_scale(spec, _heads(spec, part.inputs, ops, attend), part.inputs, ops)
         out[part.index] = apply_gate(spec, heads, part.inputs, ops)
     return zero_padded(padded_queries(spec, inputs), project_output(out, inputs, ops) if is_layer(inputs) else out)
 
@@ -85,11 +88,11 @@ def apply_gate(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     return product
 
 
-def _heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+def _heads(spec: Spec, inputs: Inputs, ops: Ops, attend: Attend | None) -> Numpy:
     """Compute the heads of dense core inputs before the norm, (B, h, T, e), also without keys or queries."""
     if inputs["k"].shape[2] == 0 or 0 in inputs["q"].shape:
         return np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
-    return differences(spec, attention_operands(spec, inputs, ops), ops)
+    return differences(spec, attention_operands(spec, inputs, ops), ops, attend)
 
 
 def has_plain_norm(spec: Spec) -> bool:
@@ -97,11 +100,22 @@ def has_plain_norm(spec: Spec) -> bool:
     return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
 
 
-def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
-    """Compute the heads before the norm, A₁ V − λ A₂ V: (B, h, T, e)."""
-    heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal)
+def differences(spec: Spec, s: AttentionOperands, ops: Ops, attend: Attend | None = None) -> Numpy:
+    """Compute the heads before the norm, A₁ V − λ A₂ V: (B, h, T, e).
+
+    Args:
+        attend: computes them of tiles of queries; None for `diff_attention` of all at once.
+    """
+    found = [attend(tile) for tile in operand_tiles(s)] if attend else [attend_by_layer(s, ops)]
+    heads = found[0] if len(found) == 1 else np.concatenate(found, axis=2)
     if spec.masked_rows == "nan":
         heads = np.where(np.any(s.visible, axis=-1, keepdims=True), heads, math.nan)
+    return heads
+
+
+def attend_by_layer(s: AttentionOperands, ops: Ops) -> Numpy:
+    """Call `diff_attention`."""
+    heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal)
     return heads
 
 
@@ -155,71 +169,28 @@ def split_norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], 
     return concat_heads(heads), lambda y: split_heads(y, e)
 
 
-Tile = Callable[..., Numpy]
 TILE_SCORES = 2**18
 """The scores of one map in a tile: 2 MiB in float64, which fit a core's cache. Smaller problems are one tile."""
 
 
-def tile_attention(ops: Ops, wrap_tile: Callable[[Tile], Tile] = lambda layer: layer) -> Ops:
-    """Replace `diff_attention` of `ops` by a version that computes tiles of queries.
-
-    A causal tile leaves out the keys after its last query.
-
-    Args:
-        wrap_tile: wraps the layer, which then computes one tile per call.
-    """
-
-    def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-        return _attention_in_tiles(layer, wrap_tile(layer), ops) if name == "diff_attention" else layer
-
-    return overlay(ops, wrap)
-
-
-def _attention_in_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[..., Any]:
-    @functools.wraps(layer)
-    def call(
-        q1: Numpy,
-        k1: Numpy,
-        q2: Numpy,
-        k2: Numpy,
-        v: Numpy,
-        lambda_: Numpy,
-        mask: Numpy | None = None,
-        bias: Numpy | None = None,
-        *,
-        causal: bool = True,
-        ops: Ops = parts,
-    ) -> Numpy:
-        (B, H, T, _), S = q1.shape, k1.shape[2]
-        if causal and T > S:  # the layer refuses it
-            return np.asarray(layer(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops))
-        found = []
-        for rows in query_tiles(B * H * S, T):
-            end = S - T + rows.stop if causal and T > 1 else S
-            found.append(
-                tile(
-                    q1[:, :, rows],
-                    k1[:, :, :end],
-                    q2[:, :, rows],
-                    k2[:, :, :end],
-                    v[:, :, :end],
-                    _slice_broadcast(lambda_, rows, slice(None), T, 1),
-                    _slice_broadcast(mask, rows, slice(end), T, S),
-                    _slice_broadcast(bias, rows, slice(end), T, S),
-                    causal=causal,
-                    ops=ops,
-                )
-            )
-        return found[0] if len(found) == 1 else np.concatenate(found, axis=2)
-
-    return call
-
-
-def query_tiles(scores_of_query: int, queries: int) -> Iterator[slice]:
-    """Yield slices of queries with about `TILE_SCORES` scores each; at least one, which may be empty."""
-    step = max(1, TILE_SCORES // max(1, scores_of_query))
-    for start in range(0, max(1, queries), step):
-        yield slice(start, min(start + step, queries))
+def operand_tiles(s: AttentionOperands) -> Iterator[AttentionOperands]:
+    """Yield the operands of tiles of queries. A causal tile leaves out the keys after its last query."""
+    (B, H, T, _), S = s.q1.shape, s.k1.shape[2]
+    step = max(1, TILE_SCORES // max(1, B * H * S))
+    if step >= T:
+        yield s
+        return
+    for rows in (slice(start, min(start + step, T)) for start in range(0, T, step)):
+        end = min(S - T + rows.stop, S) if s.causal else S
+        visible = s.visible[:, :, rows, :end]
+        yield AttentionOperands(
+            *(s.q1[:, :, rows], s.k1[:, :, :end], s.q2[:, :, rows], s.k2[:, :, :end], s.v[:, :, :end]),
+            lambda_full=_slice_broadcast(s.lambda_full, rows, slice(None), T, 1),
+            bias=_slice_broadcast(s.bias, rows, slice(end), T, S),
+            visible=visible,
+            mask=visible,
+            causal=False,
+        )
 
 
 def _slice_broadcast(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
@@ -229,17 +200,3 @@ def _slice_broadcast(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
     if x.ndim > 1 and x.shape[-2] == T:
         x = x[..., rows, :]
     return x[..., keys] if x.shape[-1] == S else x
-
-
-def operand_tiles(s: AttentionOperands) -> Iterator[AttentionOperands]:
-    """Yield the operands of tiles of queries, each with all keys and an explicit mask."""
-    (B, H, T, _), S = s.q1.shape, s.k1.shape[2]
-    for rows in query_tiles(B * H * S, T):
-        visible = s.visible[:, :, rows]
-        part = {
-            "q1": s.q1[:, :, rows],
-            "q2": s.q2[:, :, rows],
-            "bias": _slice_broadcast(s.bias, rows, slice(None), T, S),
-        }
-        lambda_ = _slice_broadcast(s.lambda_full, rows, slice(None), T, 1)
-        yield replace(s, **part, lambda_full=lambda_, visible=visible, mask=visible, causal=False)

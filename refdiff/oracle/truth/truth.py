@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from refdiff.oracle.truth.attention_operands import (
     scores,
 )
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import differences, forward, operand_tiles, out_shape, project, tile_attention
+from refdiff.oracle.truth.forward import attend_by_layer, differences, forward, operand_tiles, out_shape, project
 
 FIELDS = ("out", "lse", "lse1", "lse2", "lambda_full", "diff")
 
@@ -84,8 +85,9 @@ def truth(
     want = usual if want is None else want
     if unknown := [name for name in want if name not in (*usual, "diff")]:
         raise ValueError(f"want has {unknown}, but may have {', '.join((*usual, 'diff'))}")
-    ops = ops or tile_attention(ops_for())
-    out = forward(spec, exact, ops) if "out" in want else None
+    attend = None if ops else partial(attend_by_layer, ops=ops_for())
+    ops = ops or ops_for()
+    out = forward(spec, exact, ops, attend) if "out" in want else None
     inner = _intermediates(spec, project(spec, exact, ops), want, ops)
     grads = {} if dout is None else backward(spec, exact, read_output(dout, "dout").astype(np.float64), ops)
     return Result(out=out, grads=grads, **inner)
