@@ -177,9 +177,9 @@ def output_folder(directory: str | os.PathLike[str]) -> Path:
     """
     given: Any = directory
     if not isinstance(given, str | os.PathLike):
-        raise TypeError(f"directory: got {given!r}, expected the name of a folder")
+        raise TypeError(f"save_directory: got {given!r}, expected the name of a folder")
     if not os.fspath(given):
-        raise ValueError('directory: got an empty name, expected that of a folder; "." is the current one')
+        raise ValueError('save_directory: got an empty name, expected that of a folder; "." is the current one')
     return expand_home(os.fspath(given))
 
 

@@ -419,9 +419,9 @@ class GenerationConfig(dict[str, Any]):
         return json.dumps(values, indent=2, sort_keys=True, default=lambda config: config.to_dict()) + "\n"
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **options: Any) -> GenerationConfig:
+    def from_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> GenerationConfig:
         """Return the config of a dict, such as a generation_config.json, with options over it."""
-        return cls(**{**values, **options})
+        return cls(**{**config_dict, **options})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> GenerationConfig:
@@ -438,9 +438,9 @@ class GenerationConfig(dict[str, Any]):
         folder = hub.snapshot(pretrained_model_name_or_path, **place)
         return cls.from_dict(read_json(folder / "generation_config.json"), **options)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `generation_config.json` into `directory`, made if needed; return its path."""
-        folder = output_folder(directory)
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+        """Write `generation_config.json` into `save_directory`, made if needed; return its path."""
+        folder = output_folder(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "generation_config.json"
         write_atomically(path, self.to_json_string().encode("ascii"), follow_link=False)

@@ -60,6 +60,10 @@ class KVCache:
         # A call that was interrupted between two layers does not count: the next one overwrites its tokens.
         return min(self._lengths)
 
+    def get_seq_length(self) -> int:
+        """Return the number of tokens, as `len` does; the name is transformers'."""
+        return len(self)
+
     @property
     def num_layers(self) -> int:
         """The number of layers that the cache serves."""

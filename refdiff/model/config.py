@@ -121,7 +121,7 @@ class DiffLlamaConfig(RefusedNames):
         return self.variant
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
+    def from_dict(cls, config_dict: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
         """Build a config from the content of a config.json; `source` names the file in messages.
 
         Raises:
@@ -130,7 +130,7 @@ class DiffLlamaConfig(RefusedNames):
         """
         config = cls.__new__(cls)
         try:
-            remarks = config._fill(values)
+            remarks = config._fill(config_dict)
         except ValueError as error:
             raise CheckpointError(f"{source}: {error}") from None
         if remarks:
@@ -191,9 +191,9 @@ class DiffLlamaConfig(RefusedNames):
         """What config.json calls the attention variant."""
         return VARIANTS[self.variant].model_type
 
-    def update(self, values: Mapping[str, Any]) -> None:
+    def update(self, config_dict: Mapping[str, Any]) -> None:
         """Set several fields, and check them all; a field that is unknown goes to `extra`."""
-        self._fill({**self.to_dict(), **values})
+        self._fill({**self.to_dict(), **config_dict})
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return all fields but those of every kind of model that are at their defaults."""
@@ -220,8 +220,8 @@ class DiffLlamaConfig(RefusedNames):
         del values["extra"], values["variant"]
         return copy.deepcopy({**self.extra, **values, "model_type": VARIANTS[self.variant].model_type})
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `config.json` into `directory`, made if needed, atomically; return its path.
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+        """Write `config.json` into `save_directory`, made if needed, atomically; return its path.
 
         A field that was changed since construction is checked again first.
 
@@ -237,7 +237,7 @@ class DiffLlamaConfig(RefusedNames):
         for name in ("dtype", "label2id", "problem_type", "architectures"):
             if values.get(name) is None:
                 values.pop(name, None)
-        folder = output_folder(directory)
+        folder = output_folder(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", values)
         return folder / "config.json"

@@ -216,7 +216,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
 
     def save_pretrained(
         self,
-        directory: str | os.PathLike[str],
+        save_directory: str | os.PathLike[str],
         max_shard_size: int | str = "5GB",
         *,
         dtype: Any = None,
@@ -227,7 +227,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         An interrupted save leaves the old checkpoint or the new one.
 
         Args:
-            directory: made if it is not there.
+            save_directory: made if it is not there.
             max_shard_size: bytes, or a number with KB, MB, GB or TB; larger models are split into
                 shards.
             dtype: the stored precision; None keeps the model's.
@@ -240,7 +240,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         if safe_serialization is not True:
             raise ValueError(f"safe_serialization: got {safe_serialization!r}, expected True; leave it out")
         save(
-            directory, self.config, self.params, self.architecture,
+            save_directory, self.config, self.params, self.architecture,
             dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
             generation_config=self.generation_config,
         )  # fmt: skip

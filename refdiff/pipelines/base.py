@@ -49,6 +49,11 @@ class Pipeline:
         self.batch_size = _check_batch_size(batch_size) or 1
         self.options = self._check_options(options)
 
+    @property
+    def device(self) -> Any:
+        """The device of the model."""
+        return self.model.device
+
     @classmethod
     def check_model(cls, model: Any) -> None:
         """Raise `TypeError` if the model's class is not one of this task."""

@@ -52,7 +52,7 @@ def compare_items(got: Any, want: Any, what: str) -> None:
     elif isinstance(want, torch.Tensor):
         compare(got, to_numpy(want), what)
     else:
-        assert len(got) == want.get_seq_length(), what
+        assert len(got) == got.get_seq_length() == want.get_seq_length(), what
 
 
 @pytest.mark.parametrize("selected", [None, True, 0, 1, -1, [0], [-1, 0], [1, 99], [], [99]], ids=str)

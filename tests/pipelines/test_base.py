@@ -36,6 +36,7 @@ def test_folder_path_and_objects(task: str, tmp_path: Path) -> None:
     results = [pipe("a b", **options) for pipe in made]
     for result in results[1:]:
         assert result == results[0]
+    assert made[0].device == made[0].model.device
     assert made[0].task in (task, "text-classification", "token-classification")
 
 

@@ -136,7 +136,7 @@ def to_lists(ids: Any) -> list[Any]:
         nested = ids.tolist()
         return nested if isinstance(nested, list) else [nested]
     if not isinstance(ids, Iterable):
-        raise ValueError(f"ids: got {type(ids).__name__}, expected token ids")
+        raise ValueError(f"token_ids: got {type(ids).__name__}, expected token ids")
     return [_plain_id(item) for item in ids]
 
 

@@ -124,7 +124,7 @@ class Tokenizer(Vocabulary, RefusedNames):
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=read_vocab_size(folder)
         )
 
-    def save_pretrained(self, directory: str | os.PathLike[str], *, save_jinja_files: bool = True) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, save_jinja_files: bool = True) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat templates, as transformers does.
 
         Without `save_jinja_files`, the templates are in tokenizer_config.json.
@@ -138,7 +138,7 @@ class Tokenizer(Vocabulary, RefusedNames):
             padding_side=self.padding_side, truncation_side=self.truncation_side,
             model_max_length=self.model_max_length,
         )  # fmt: skip
-        folder = output_folder(directory)
+        folder = output_folder(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         templates.write_files(folder, self.chat_template if save_jinja_files else None)
         settings |= {} if save_jinja_files else templates.settings(self.chat_template)
@@ -327,7 +327,7 @@ class Tokenizer(Vocabulary, RefusedNames):
 
     def decode(
         self,
-        ids: ArrayLike,
+        token_ids: ArrayLike,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> Any:
@@ -336,7 +336,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         Raises:
             ValueError: an id is no whole number from 0, or no id of the tokenizer or its model.
         """
-        nested = to_lists(ids)
+        nested = to_lists(token_ids)
         if nested and isinstance(nested[0], list):
             sequences = map(to_lists, nested)
             return [self._decode(sequence, skip_special_tokens, clean_up_tokenization_spaces) for sequence in sequences]
@@ -445,10 +445,10 @@ class Tokenizer(Vocabulary, RefusedNames):
     def _decode(self, ids: list[Any], skip_special_tokens: bool, clean_up: bool | None) -> str:
         wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < 2**32]
         if wrong:
-            raise ValueError(f"ids: got {wrong[0]!r}, expected whole numbers from 0 to 2^32 - 1")
+            raise ValueError(f"token_ids: got {wrong[0]!r}, expected whole numbers from 0 to 2^32 - 1")
         beyond = [i for i in ids if i >= (self.model_vocab_size or 0) and self.backend.id_to_token(i) is None]
         if beyond:
-            raise ValueError(f"ids: got {beyond[0]}, expected ids of the vocabulary, which has {len(self)} tokens")
+            raise ValueError(f"token_ids: got {beyond[0]}, expected an id of the vocabulary of {len(self)} tokens")
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up is None:
             clean_up = self.config.get("clean_up_tokenization_spaces") is True

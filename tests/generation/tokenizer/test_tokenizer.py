@@ -129,7 +129,7 @@ def test_decode() -> None:
     assert tokenizer.batch_decode([4, 5]) == tokenizer.batch_decode(np.array([4, 5])) == ["a b"]
     assert tokenizer.batch_decode([[4], 5]) == ["a", "b"]
     assert tokenizer.batch_decode([]) == []
-    with pytest.raises(ValueError, match="ids: got 99999999, expected ids of the vocabulary, which has 8 tokens"):
+    with pytest.raises(ValueError, match=r"^token_ids: got 99999999, expected an id of the vocabulary of 8 tokens"):
         tokenizer.decode([4, 99999999])
     tokenizer.model_vocab_size = 1000  # a model may have more rows than its tokenizer has tokens
     assert tokenizer.decode([4, 999]) == "a"
