@@ -102,7 +102,8 @@ def parity(session: nox.Session) -> None:
     """Parity with torch and transformers, and public kernels as the oracle judges them."""
     install(session, "parity", *group("implementations"))
     # reads test vectors; of what it depends on, flashinfer-python with its libraries of CUDA is not needed for that
-    session.install("--no-deps", "flashinfer-bench>=0.1.2", "apache-tvm-ffi>=0.1.2", "docstring-parser>=0.16")
+    session.install("apache-tvm-ffi>=0.1.2", "docstring-parser>=0.16", "pydantic>=2")
+    session.install("--no-deps", "flashinfer-bench>=0.1.2")
     session.run("python", "-c", "import torch, transformers; print(torch.__version__, transformers.__version__)")
     pytest(session, "-m", "not nightly", "tests/parity", parallel=True)
 
