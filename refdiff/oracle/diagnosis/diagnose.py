@@ -132,7 +132,7 @@ def _diagnose_output(own: Budget, given: Mapping[str, Numpy], most: int) -> Rank
     place = locate_errors(y, own, right_lse=wrong_lse == ())
     where = (*_describe_lse(spec, wrong_lse), *place.lines)
     zero = not y.any()  # as many pairs give, and memory never written to
-    search = Search(case, hypotheses(spec, case.start.inputs, case.kind, sampled=case.is_sampled))
+    search = Search(case, hypotheses(spec, case.start.inputs, case.kind, own.recipe, sampled=case.is_sampled))
 
     def more() -> Iterator[Hypothesis]:
         yield from head_orders(case)

@@ -29,7 +29,7 @@ from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import compute_lambda, transform_scores
+from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, transform_scores
 from refdiff.oracle.truth.forward import out_factor
 
 LIMITS = THRESHOLDS.fits
@@ -83,7 +83,7 @@ class Hypothesis:
         return self.grid is not None and isinstance(self.value(float(self.grid[0])), int)
 
 
-def hypotheses(spec: Spec, inputs: Inputs, kind: str, *, sampled: bool) -> Iterator[Hypothesis]:
+def hypotheses(spec: Spec, inputs: Inputs, kind: str, recipe: Recipe, *, sampled: bool) -> Iterator[Hypothesis]:
     """Yield the hypotheses of a wrong output; of two that fit equally well, the first is preferred.
 
     Args:
@@ -93,7 +93,7 @@ def hypotheses(spec: Spec, inputs: Inputs, kind: str, *, sampled: bool) -> Itera
     rare = [d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d))]
     for d in (*deviations(spec, kind), *rare):
         yield of_mistake(d, by_row=not sampled or d.wrong is None or acts_by_row(shrink_spec(spec), d))
-    yield from _layers(spec)
+    yield from _layers(spec, recipe.u)
     yield from _choices(spec, inputs, kind)
     yield from _numbers(spec, inputs)
     yield factor(("out",), 1.0 if is_layer(inputs) else out_factor(spec, inputs, ops_for()))
@@ -142,14 +142,19 @@ def acts_by_row(spec: Spec, mistake: Mistake) -> bool:
 # --- numbers ---
 
 
-def _layers(spec: Spec) -> Iterator[Hypothesis]:
-    """Yield the layer whose λ_init the kernel uses, counted as in the spec, or from 0 if its λ_init is a constant."""
+def _layers(spec: Spec, unit: float) -> Iterator[Hypothesis]:
+    """Yield the layer whose λ_init the kernel uses, counted as in the spec, or from 0 if its λ_init is a constant.
+
+    Deep layers, whose λ_init are equal up to the unit roundoff, are not told apart.
+    """
     has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
     constant = {"lambda_base": "depth", "lambda_init": None} if spec.lambda_base == "constant" else {}
     if spec.lambda_form == "exp" or spec.out_scale in ("1 - lambda_init", "lambda_init"):
+        starts = [lambda_init(spec.replace(**constant, layer=n), ops_for()) for n in range(LIMITS.distinct_layers + 1)]
+        grid = np.flatnonzero(np.subtract(starts[-1], starts) > unit).astype(np.float64)
         what = f"λ_init is that of layer {{}}, where the {has}."
-        edit = partial(_set_fields, {**constant, "layer": round})
-        yield Hypothesis("layer", what, "layer", edit, np.arange(LIMITS.distinct_layers + 1.0), round)
+        if len(grid) > 1:
+            yield Hypothesis("layer", what, "layer", partial(_set_fields, {**constant, "layer": round}), grid, round)
 
 
 def _choices(spec: Spec, inputs: Inputs, kind: str) -> Iterator[Hypothesis]:

@@ -57,6 +57,8 @@ def diagnosed(seed: int, recipe: str, profile: str, first: int, every: int) -> I
             how = found.status
             if found.name is not None:
                 how = "unique" if names & same else WRONG
+                if mutant.axis == "local" and not all(h.is_name for h in found.findings[0].hypotheses):
+                    how = "keys"  # of a place, such as key 0 that the last row does not see
             yield mutant, how, ", ".join(sorted(c.name for c in fitting))
 
 
