@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.printing import array_summary
-from refdiff.oracle.rounding import U32, root_mean_square, round_to, ulp
+from refdiff.oracle.rounding import NARROW, U32, root_mean_square, round_to, ulp
 from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, scatter_allowance, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -41,11 +41,9 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, padded_queries
 from refdiff.oracle.truth.forward import has_plain_norm, project
+from refdiff.oracle.verdict.judge import judge
+from refdiff.oracle.verdict.verdict import Verdict
 
-if TYPE_CHECKING:
-    from refdiff.oracle.verdict.verdict import Verdict
-
-NARROW = ("bfloat16", "float16")
 ROW_AXES = {"B": "b", "T": "t", "S": "s", "R": "t", "P": "page", "p": "slot"}
 """The names of axes of rows, where they are not the letters of `refdiff.oracle.inputs`."""
 
@@ -95,8 +93,6 @@ class Budget:
 
     def judge(self, actual: Any) -> Verdict:
         """Judge an output, or a mapping from names to arrays, as `refdiff.oracle.verdict.judge.judge`."""
-        from refdiff.oracle.verdict.judge import judge
-
         return judge(self, actual)
 
     def padded(self, name: str) -> Numpy | None:

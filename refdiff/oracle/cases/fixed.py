@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,15 +14,13 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.resolve import small_spec as small_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
+from refdiff.oracle.mistakes import Mistake
+from refdiff.oracle.mistakes.listed import blind_spots
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import out_shape
-
-if TYPE_CHECKING:
-    from refdiff.oracle.mistakes import Mistake
-
 
 LONGEST_WINDOW = 4096
 """A structure keeps its own mask if the window of the spec is longer."""
@@ -139,8 +136,6 @@ class Case:
     @cached_property
     def blind_to(self) -> tuple[Mistake, ...]:
         """The deviations that these inputs cannot reveal in a kernel with the usual recipe of their dtype."""
-        from refdiff.oracle.mistakes.listed import blind_spots
-
         return blind_spots(self.spec, self.inputs, self.dtype)
 
 

@@ -1,4 +1,7 @@
-"""Mistakes in derivatives of a correct forward pass. They show only in gradients."""
+"""Mistakes in derivatives of a correct forward pass. They show only in gradients.
+
+In the calls of `backward` every query head has keys and values of its own (`attention_operands`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.arrays import Array, namespace
+from refdiff.arrays import Array
 from refdiff.layers.activation import activation
 from refdiff.layers.diff_attention import attention_scores, attention_weights, split_maps
 from refdiff.layers.linear import linear, linear_vjp
@@ -30,8 +33,7 @@ def _mistake(
 
 def _lse_used_without_mask(call: Call) -> Any:
     dq1, dk1, dq2, dk2, dv, dlambda = call()
-    g, K, more = call.g, call.v.shape[1], []
-    values = np.repeat(call.v, call.q1.shape[1] // K, axis=1)
+    g, more = call.g, []
     each = zip(
         _split_by_map(call), masked_scores(call), log_sums(masked_scores(call)), (1.0, -call.lambda_), strict=True
     )
@@ -39,9 +41,9 @@ def _lse_used_without_mask(call: Call) -> Any:
         z, _ = attention_scores(q, k, None, bias, causal=False)
         hidden = np.isneginf(seen) & np.any(seen > -np.inf, axis=-1, keepdims=True)
         weights = np.where(hidden, np.exp(np.where(hidden, z - lse, 0.0)), 0.0)
-        of_row = np.sum(sign * g * (np.exp(seen - lse) @ values), axis=-1, keepdims=True)
-        ds = weights * (sign * (g @ np.matrix_transpose(values)) - of_row)
-        more.append((*_scores_vjp(ds, q, k), _sum_over_groups(np.matrix_transpose(sign * weights) @ g, K)))
+        of_row = np.sum(sign * g * (np.exp(seen - lse) @ call.v), axis=-1, keepdims=True)
+        ds = weights * (sign * (g @ np.matrix_transpose(call.v)) - of_row)
+        more.append((*_scores_vjp(ds, q, k), np.matrix_transpose(sign * weights) @ g))
     first, second = more
     return dq1 + first[0], dk1 + first[1], dq2 + second[0], dk2 + second[1], dv + first[2] + second[2], dlambda
 
@@ -67,16 +69,8 @@ def log_sums(scores: list[Array]) -> list[Array]:
 
 def _scores_vjp(ds: Array, q: Array, k: Array) -> tuple[Array, Array]:
     """Return ∂L/∂Q and ∂L/∂K for ∂L/∂S (B, H, T, S)."""
-    xp, (B, H, T, d), (K, S) = namespace(q), q.shape, k.shape[1:3]
-    grouped = xp.reshape(ds / math.sqrt(d), (B, K, H // K, T, S))
-    dq = xp.reshape(grouped @ k[:, :, None, :, :], q.shape)
-    return dq, xp.sum(xp.matrix_transpose(grouped) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2)
-
-
-def _sum_over_groups(x: Array, groups: int) -> Array:
-    """Sum over the query heads that share a key head: (B, H, S, e) to (B, K, S, e)."""
-    xp, (B, H, *rest) = namespace(x), x.shape
-    return xp.sum(xp.reshape(x, (B, groups, H // groups, *rest)), axis=2)
+    ds = ds / math.sqrt(q.shape[-1])
+    return ds @ k, np.matrix_transpose(ds) @ q
 
 
 def _changed(call: Call, change: Callable[[Array], Array], *places: int) -> Any:
@@ -93,10 +87,8 @@ def _reordered(call: Call, *places: int) -> Any:
 def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[Array | float, Array | float]]) -> Any:
     """Add Aᵢ ⊙ xᵢ to ∂L/∂Sᵢ in the gradients, with one number per row, x = more(rowsum(G ⊙ A₁), rowsum(G ⊙ A₂))."""
     dq1, dk1, dq2, dk2, *rest = found
-    xp = namespace(call.q1)
     a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in _split_by_map(call))
-    values = xp.repeat(call.v, call.q1.shape[1] // call.v.shape[1], axis=1)
-    x1, x2 = more(*(xp.sum(call.g * (a @ values), axis=-1, keepdims=True) for a in (a1, a2)))
+    x1, x2 = more(*(np.sum(call.g * (a @ call.v), axis=-1, keepdims=True) for a in (a1, a2)))
     (mq1, mk1), (mq2, mk2) = _scores_vjp(a1 * x1, call.q1, call.k1), _scores_vjp(a2 * x2, call.q2, call.k2)
     return (dq1 + mq1, dk1 + mk1, dq2 + mq2, dk2 + mk2, *rest)
 
@@ -151,18 +143,17 @@ def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
 def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> Any:
     """Sum ∂L/∂K and ∂L/∂V over the query heads for which `taken(number in the group, size of the group)` is true.
 
-    Repeated key heads count as shared if their values are equal.
+    Each query head has keys and values of its own, which are equal in a group.
     """
-    xp, H, K = namespace(call.q1), call.q1.shape[1], call.k1.shape[1]
-    each = {name: xp.repeat(call.given[name], H // K, axis=1) for name in ("k1", "k2", "v")}
-    dq1, dk1, dq2, dk2, dv, dlambda = call(**each)
+    H = call.q1.shape[1]
+    dq1, dk1, dq2, dk2, dv, dlambda = call()
 
-    def summed(d: Array, x: Array) -> Array:
-        same = xp.stack([xp.all(x == x[:, i : i + 1], axis=(0, 2, 3)) for i in range(H)])
-        before, of = (xp.sum(xp.astype(some, xp.int64), axis=1) for some in (xp.tril(same, k=-1), same))
-        return _sum_over_groups(xp.where(xp.reshape(taken(before, of), (1, H, 1, 1)), d, 0 * d), K)
+    def selected(d: Array, x: Array) -> Array:
+        same = np.stack([np.all(x == x[:, i : i + 1], axis=(0, 2, 3)) for i in range(H)])
+        before, of = np.sum(np.tril(same, k=-1), axis=1), np.sum(same, axis=1)
+        return np.where(np.reshape(taken(before, of), (1, H, 1, 1)), d, 0.0)
 
-    return dq1, summed(dk1, each["k1"]), dq2, summed(dk2, each["k2"]), summed(dv, each["v"]), dlambda
+    return dq1, selected(dk1, call.k1), dq2, selected(dk2, call.k2), selected(dv, call.v), dlambda
 
 
 def tiled_heads_mistake(groups: int, *, tiled: bool) -> Mistake:
@@ -175,9 +166,9 @@ def tiled_heads_mistake(groups: int, *, tiled: bool) -> Mistake:
     order = "i mod P in place of i // n" if tiled else "i // n in place of i mod P"
 
     def moved(d: Array) -> Array:
-        xp, (B, H, *rest) = namespace(d), d.shape
+        B, H, *rest = d.shape
         first, second = (H // groups, groups) if tiled else (groups, H // groups)
-        return xp.reshape(xp.moveaxis(xp.reshape(d, (B, first, second, *rest)), 1, 2), d.shape)
+        return np.moveaxis(d.reshape(B, first, second, *rest), 1, 2).reshape(d.shape)
 
     what = f"∂L/∂K and ∂L/∂V of query head i added to key head {order}, for P key heads of a map."
     return _mistake("gradient_summed_over_other_query_heads", what, lambda call: _changed(call, moved, K1, K2, V))
@@ -187,7 +178,7 @@ def softcap_mistake(cap: float) -> Mistake:
     """Return the mistake of leaving out the derivative of a softcap: the layer's q1 and q2 are the capped scores."""
 
     def undone(d: Array, capped: Array) -> Array:
-        return d / namespace(d).maximum(1 - (capped / cap) ** 2, namespace(d).asarray(SATURATED))
+        return d / np.maximum(1 - (capped / cap) ** 2, SATURATED)
 
     def wrong(call: Call) -> Any:
         dq1, dk1, dq2, dk2, *rest = call()
@@ -198,14 +189,13 @@ def softcap_mistake(cap: float) -> Mistake:
 
 
 def _slope_of_lambda(slope: Callable[[Array], Array], call: Call) -> Any:
-    xp, logits = namespace(call.x), linear(call.x, call.weight)
-    dlogits = xp.permute_dims(call.g[..., 0], (0, 2, 1)) * slope(activation(logits, "sigmoid"))
+    logits = linear(call.x, call.weight)
+    dlogits = np.swapaxes(call.g[..., 0], 1, 2) * slope(activation(logits, "sigmoid"))
     return linear_vjp(dlogits, call.x, call.weight)[:2]
 
 
 def _rms_detached(call: Call) -> Any:
-    xp = namespace(call.x)
-    r = 1 / xp.sqrt(xp.mean(call.x * call.x, axis=-1, keepdims=True) + call.eps)
+    r = 1 / np.sqrt(np.mean(call.x * call.x, axis=-1, keepdims=True) + call.eps)
     return r * (call.g if call.weight is None else call.g * call.weight), call()[1]
 
 

@@ -15,7 +15,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, misread
-from refdiff.oracle.mistakes.in_spec import SPEC_DEVIATIONS
+from refdiff.oracle.mistakes.in_spec import SPEC_DEVIATIONS, scale_of
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import project
@@ -199,10 +199,6 @@ def _interleave_cached_keys(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "k": k}
 
 
-def _scale_of(spec: Spec) -> float:
-    return spec.scale or spec.head_dim**-0.5
-
-
 INPUT_DEVIATIONS: tuple[Mistake, ...] = (
     *(misread(f"{name}_read_as_tokens_first", f"{what}, with heads before tokens in memory, read with tokens first.",
               "layout", arrays=_as_tokens_first(*names))
@@ -235,7 +231,7 @@ INPUT_DEVIATIONS: tuple[Mistake, ...] = (
     misread("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.", "rope offset",
             arrays=_query_positions(lambda p: p + 1)),
     misread("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
-            arrays=change("sinks", lambda spec, x: x["sinks"] * _scale_of(spec))),
+            arrays=change("sinks", lambda spec, x: x["sinks"] * scale_of(spec))),
     misread("sinks_in_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
             arrays=change("sinks", lambda _, x: x["sinks"] * math.log(2))),
     misread("sinks_set_to_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
@@ -327,7 +323,7 @@ RARE_INPUT_DEVIATIONS: tuple[Mistake, ...] = (
     misread("bias_in_base_2", "The bias not multiplied by log₂ e, as the scores are for 2^z.", "bias",
             arrays=change("bias", lambda _, x: x["bias"] * math.log(2))),
     misread("bias_scaled", "The bias added before the scores are scaled: multiplied by 1/√d too.", "bias",
-            arrays=change("bias", lambda spec, x: x["bias"] * _scale_of(spec))),
+            arrays=change("bias", lambda spec, x: x["bias"] * scale_of(spec))),
     misread("positions_ignored", "The given positions ignored.", "positions",
             arrays=ignore("q_positions", "k_positions")),
     misread("query_angle_negated", "RoPE rotates queries by the opposite angle, and keys by theirs.", "direction",

@@ -35,10 +35,11 @@ def _swap(name: str, one: str, two: str, condition: Callable[[Spec], Any] = bool
 
 def _scale(factor: Callable[[Spec], float]) -> Fields:
     """Multiply the scale of the scores by a factor."""
-    return lambda spec: {"scale": factor(spec) * _scale_of(spec)}
+    return lambda spec: {"scale": factor(spec) * scale_of(spec)}
 
 
-def _scale_of(spec: Spec) -> float:
+def scale_of(spec: Spec) -> float:
+    """Return the factor of Q Kᵀ."""
     return spec.scale or spec.head_dim**-0.5
 
 
@@ -177,7 +178,7 @@ _TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
         _scale(lambda _: math.log(2))),
     ("no_softcap", "Scores without the softcap.", "softcap", "", _set(softcap=None)),
     ("softcap_before_scale", "Scores capped before they are scaled: the scale times c tanh(Q Kᵀ / c).", "softcap", "",
-        _softcap(_scale_of)),
+        _softcap(scale_of)),
     ("softcap_after_log2e", "Scores multiplied by log₂ e before the softcap, and not after it.", "softcap", "",
         _softcap(lambda _: math.log(2))),
     ("no_sinks", "Softmax without the sink in the denominator.", "sinks", "", _set(sinks=False)),

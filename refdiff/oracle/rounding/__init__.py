@@ -1,6 +1,7 @@
 """What correct kernels round: number formats, recipes, valid orders of evaluation, and their combination."""
 
 from refdiff.oracle.rounding.number_formats import FORMATS as FORMATS
+from refdiff.oracle.rounding.number_formats import NARROW as NARROW
 from refdiff.oracle.rounding.number_formats import U32 as U32
 from refdiff.oracle.rounding.number_formats import root_mean_square as root_mean_square
 from refdiff.oracle.rounding.number_formats import round_to as round_to

@@ -49,6 +49,7 @@ FORMATS = {
     "float16": Format(11, -14, 15),
 }
 
+NARROW = ("bfloat16", "float16")
 U32 = FORMATS["float32"].u
 """Unit roundoff of float32."""
 

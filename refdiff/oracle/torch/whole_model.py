@@ -90,16 +90,14 @@ def model(
 
 
 @contextmanager
-def _use_implementation(of: Any, name: str | None) -> Iterator[str]:
-    """Set a model's attention implementation within a context, and yield the name of the one in use."""
+def _use_implementation(of: Any, name: str | None) -> Iterator[None]:
+    """Set a model's attention implementation within a context; None keeps its own."""
     before = of.config._attn_implementation
-    if name is not None:
-        of.set_attn_implementation(name)
+    of.set_attn_implementation(name or before)
     try:
-        yield of.config._attn_implementation
+        yield
     finally:
-        if name is not None:
-            of.set_attn_implementation(before)
+        of.set_attn_implementation(before)
 
 
 @contextmanager

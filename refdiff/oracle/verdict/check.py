@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.diagnosis import diagnose as find_mistake
+from refdiff.oracle.divergence import first_divergence
 from refdiff.oracle.inputs import DATA, is_layer
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output
@@ -158,8 +160,6 @@ def assert_close(
         return
     parts = [str(verdict)]
     if traces is not None:
-        from refdiff.oracle.divergence import first_divergence
-
         parts.append(f"first divergence: {first_divergence(*traces)}")
     if diagnose and verdict.status == "fail":
         parts.append(_diagnosis(actual, resolved, inputs, recipe, dout))
@@ -167,10 +167,8 @@ def assert_close(
 
 
 def _diagnosis(actual: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe, dout: Any) -> str:
-    from refdiff.oracle.diagnosis import diagnose
-
     try:
-        ranking = diagnose(actual, spec, inputs, recipe=recipe, dout=dout)
+        ranking = find_mistake(actual, spec, inputs, recipe=recipe, dout=dout)
     except (ValueError, ArithmeticError) as error:  # the verdict stands without a diagnosis
         return f"diagnosis: none ({error})"
     return "diagnosis: " + "\n".join(str(ranking).splitlines()[:DIAGNOSIS_LINES])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.budget.budget import NARROW, Budget
 from refdiff.oracle.budget.statistics import (
     RowBudget,
     Statistic,
@@ -26,12 +25,15 @@ from refdiff.oracle.inputs import axes_of
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.inputs.validation import layout_hint, nonfinite_warnings
-from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding import FORMATS, NARROW, round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, lambda_init, log_sum_exp, scores
 from refdiff.oracle.truth.forward import project
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
+
+if TYPE_CHECKING:
+    from refdiff.oracle.budget.budget import Budget
 
 DESCRIPTIONS = {
     "bulk": "a small error in most rows",
