@@ -18,8 +18,8 @@
 #
 # You will build a plain Transformer first, in NumPy, and see what the authors of the Differential Transformer set out
 # to fix (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)). On a real sentence, one head of a
-# plain model finds the two words that matter, and still spends 44 % of its attention elsewhere. Then you change one
-# block, and the model that comes out tells a story.
+# plain model finds the two words that we look for, and still spends 44 % of its attention elsewhere. Then you change
+# one block, and see what that does to the same row.
 #
 # You need to know NumPy, and that a language model predicts the next token. Allow 30 minutes. The code of this chapter
 # is also one file, [tiny.py](tiny.py), and the [glossary](reference/guides/glossary.md) explains every term.
@@ -106,7 +106,8 @@ sketches.residual_stream(plain_config["num_hidden_layers"])
 # Three small functions work on one row at a time. Softmax turns scores into positive weights that sum to 1. RMSNorm (LN
 # above) scales a row to root mean square 1, then multiplies each number by a learned one. SwiGLU widens a row with the
 # matrix `up`, multiplies each of the new numbers by a switch computed with `gate`, and makes the row narrow again with
-# `down`. The switch is the function SiLU, $g / (1 + e^{-g})$: near 0 for negative $g$, near $g$ for positive.
+# `down`. The switch is the function SiLU, $g / (1 + e^{-g})$. It is close to 0 when $g$ is far below 0, and close to
+# $g$ when $g$ is far above.
 
 
 # %%
@@ -143,21 +144,23 @@ words = ["king", "slept", "he"]
 query = np.array([2.0, 0.0])  # "he" looks for (a person, no action)
 keys = np.array([[3.0, 0.0], [0.0, 3.0], [1.0, 0.0]])  # each word offers (how much a person, how much an action)
 values = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])  # each word hands over (royal, asleep)
-scores = keys @ query / np.sqrt(2)
+scores = keys @ query
 shares = softmax(scores)
 print("scores ", scores.round(2))
 print("weights", shares.round(2), "sum:", shares.sum().round(2))
 print("result ", (shares @ values).round(2), "= (royal, asleep)")
 
 # %% [markdown]
-# "He" is now mostly royal. Two details are missing.
+# "He" is now almost entirely royal. Three details are missing.
 #
 # *Order.* A dot product does not know where its two tokens stand. RoPE (Su et al. 2021) rotates queries and keys by an
 # angle that grows with their position, so a score depends on their distance. Chapter 02 explains how; for now it is a
 # function.
 #
-# *Scale and mask.* Scores are divided by $\sqrt d$, the square root of the length of a query, because longer vectors
-# have larger dot products. And a token may look only at itself and at earlier tokens, since the model must predict what
+# *Scale.* The dot product of two vectors of $d$ numbers is a sum of $d$ products. Scores are divided by $\sqrt d$, so
+# that they are of about one size whatever $d$ is.
+#
+# *Mask.* A token may look only at itself and at earlier tokens, since the model must predict what
 # comes later. `np.tri` is true at and below the diagonal. Elsewhere the score becomes −∞, and the weight exactly 0.
 
 
@@ -226,7 +229,7 @@ normed, q, k, v, maps = seen[layer]
 sketches.plain_shapes(normed, q, k, v, maps, head)
 
 # %% [markdown]
-# ## What plain attention wastes
+# ## What plain attention cannot leave out
 #
 # This is the last row of that map, what "youngest" takes from each token:
 
@@ -238,9 +241,9 @@ print(f"the smallest weight is {row.min():.3f}, the largest of the other {len(re
 sketches.token_bars(tokens, {"what “youngest” takes from each token": row}, needed)
 
 # %% [markdown]
-# The head finds the words that it needs. But a softmax never gives a visible token exactly nothing: twenty other tokens
+# The head finds the words that we chose. But a softmax never gives a visible token exactly nothing: twenty other tokens
 # get a little each, and together they get 44 % of the row. The longer the text, the more such crumbs there are. The
-# paper calls them *attention noise*.
+# paper calls weight on tokens that do not matter *attention noise*.
 #
 # ## Subtract a second map
 #
@@ -370,7 +373,7 @@ sketches.token_bars(tokens, {"A₁": first, f"{lambda_:.2f} A₂": lambda_ * sec
 # much. No pair of this model has learned to look for them as the head of the plain model has, with its 56 %. One row
 # proves nothing either way. Chapter 03 looks at thousands of rows.
 #
-# ## A story
+# ## The next word
 #
 # To continue a text, take the token with the highest score (*logit*), append it, and run the model again. For this we
 # load the larger model that comes with refdiff: 6 layers, 192 numbers for each token.

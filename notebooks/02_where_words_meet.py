@@ -16,9 +16,9 @@
 # **The question: in which step does a token learn about the other tokens, and how does it know their order?**
 #
 # In short: in one block only, attention, and only from tokens before it. In the sentence that we follow, the model's
-# answer comes out on top after layer 2, the third of six. The order of words comes from rotating queries and keys by
-# their positions, and to a lesser degree from the mask. The bundled model, which was trained with this rotation, writes
-# no sentence without it.
+# answer is on top after the third of six layers. The order of words comes from rotating queries and keys by
+# their positions, and in part from the mask. The bundled model was trained with this rotation. Without it, its loss
+# rises from 3.05 to 4.83.
 #
 # You can see each of these for yourself: you change one word and watch the change spread, you stop the model after each
 # layer, and you switch the rotation off. Allow 25 minutes. You need chapter 01, whose functions are in
@@ -127,7 +127,7 @@ sketches.readout(said, p_next.max(axis=-1), tokens)
 
 # %% [markdown]
 # Look at the last column, below "three". The embedding repeats the word that it came from, since the same table reads
-# and writes. (Not quite always: a · is a byte that prints as nothing.) After layer 2, " son" has moved from rank 10 to
+# and writes. A · is a byte that prints as nothing. After layer 2, " son" has moved from rank 10 to
 # rank 1. Layers 3 and 4 make it surer, and layer 5 takes a little back.
 #
 # Is layer 2 *the* layer for answers? One sentence cannot tell. Here is a whole tale that the model has never seen:
@@ -162,9 +162,10 @@ for layer in (0, 1, 3):
 sketches.last_rows(last[[0, 1, 3]], tokens, {1: "λ < 0: added", 2: "λ > 1"}, names=(0, 1, 3))
 
 # %% [markdown]
-# In layer 0 all three pairs look at "three" itself. In layer 1 they prefer three different words. That is what several
-# heads are for: one softmax cannot give each of three words most of its weight. Only a model with a difference can
-# produce orange cells, tokens whose values are *subtracted*.
+# A row of the picture sums to 1 − λ, which is more than 1 in layer 1. In layer 0 all three pairs look at "three"
+# itself. In layer 1 they prefer three different words. That is what several heads are for: one softmax cannot give each
+# of three words most of its weight. Only a model with a difference can produce orange cells, tokens whose values are
+# *subtracted*.
 #
 # Two layers hold a surprise. In layer 1 nothing is orange: training has made its λ negative, so $A_1 - \lambda A_2$
 # *adds* the second map. In layer 3 λ is above 1, so the second map is the stronger one and most of the weight is
@@ -199,8 +200,9 @@ tiny.rope, tiny.attention_map = rope, masked
 
 # %% [markdown]
 # Without RoPE, "and" has the same vector after layer 0: to *one* attention layer, the words before the last are a bag.
-# Deeper layers do notice the order, more than half as strongly as with RoPE, because of the mask: "wolf" has seen
-# "girl" in one sentence and not in the other. Without RoPE *and* without the mask, the words are a bag to the end.
+# Deeper layers do notice the order, because of the mask: "wolf" has seen "girl" in one sentence and not in the other.
+# After layer 1 the difference is a quarter of what it is with RoPE, after layer 5 more than half. Without RoPE *and*
+# without the mask, the words are a bag to the end.
 #
 # ## RoPE: dials that turn with the position
 #

@@ -85,7 +85,8 @@ print("tokens in the cache:", len(rest.cache))
 #
 # First we count multiplications. Each token that passes through a layer is multiplied by every weight of that layer.
 # And each query meets each key: a dot product, then a weight times a value. (Masked pairs are computed too, so T tokens
-# that pass together make T² pairs.)
+# that pass together make T² pairs. We leave out the product with the table E, which is needed for the newest token
+# only, with a cache or without.)
 
 # %%
 heads, d, layer_count = (config[name] for name in ("num_attention_heads", "head_dim", "num_hidden_layers"))
@@ -131,9 +132,9 @@ for length in (50, 100, 200, 400):
 print("the last of 400 tokens comes at least 3 times as fast with a cache:", speedups[400] > 3)
 
 # %% [markdown]
-# The longer the text, the more the cache gains. It never gains the ratio of the multiplications: with a cache, a step
-# still reads every weight of the model, for a single token, and calls each function once. In large models, the speed
-# of memory therefore sets the pace ([measured](reference/guides/performance.md)).
+# The longer the text, the more the cache gains: here more than ten times at token 400. That is far less than the
+# multiplications that it saves, since a step with a cache still reads every weight of the model, for a single token. In
+# large models, the speed of memory therefore sets the pace ([measured](reference/guides/performance.md)).
 #
 # The price of the cache is memory. A pair of differential heads keeps two keys and one value of double length, as much
 # as two plain heads. Many larger models let several query heads share a key and a value (*grouped queries*) to make it
@@ -157,7 +158,7 @@ phrase = phrase["input_ids"][0]
 p = tiny.softmax(model(long[None]).logits[0])
 starts = [i for i in range(1, len(long) - len(phrase)) if np.array_equal(long[i : i + len(phrase)], phrase)]
 means = [np.exp(np.mean([np.log(p[i + n - 1, token]) for n, token in enumerate(phrase)])) for i in starts]
-print("mean probability of its tokens, each time:", *(f"{mean:.2f}" for mean in means))
+print("geometric mean of its tokens' probabilities, each time:", *(f"{mean:.2f}" for mean in means))
 
 # %% [markdown]
 # Not sure at all: at a typical token of the sentence, the rest of the vocabulary is twice as likely, taken together.
@@ -171,10 +172,11 @@ print("mean probability of its tokens, each time:", *(f"{mean:.2f}" for mean in 
 #   Lower it when the text makes no sense, raise it when all texts are alike.
 # - **Top-k** keeps the k most likely tokens (Fan et al. 2018). It cuts off all others, which are unlikely one by one,
 #   but many.
-# - **Top-p** keeps the fewest most likely tokens that have at least the probability p together (Holtzman et al. 2020).
-#   It keeps many where many words fit, and few where one does.
+# - **Top-p** adds tokens, the most likely first, until their probabilities reach p (Holtzman et al. 2020). It keeps
+#   many tokens where many words fit, and few where one does.
 #
-# What is kept is divided by its sum, since a softmax of −∞ is 0. (␣ is the space before a word.)
+# Dropped scores are set to −∞. The softmax gives them 0, and shares their probability among the rest. In the picture,
+# ␣ is the space before a word.
 
 
 # %%
@@ -204,7 +206,7 @@ sketches.group_bars(shares, "probability of the next token")
 
 # %% [markdown]
 # To draw a token, take a random number $u$ between 0 and 1 and add up the probabilities, the most likely token first,
-# until the sum (orange, above) passes $u$. A token that has 0.4 of the height comes in 40 % of the draws.
+# until the sum (orange, above) passes $u$. A token with probability 0.4 is drawn 40 % of the time.
 #
 # Three beginnings from three seeds, and one at a temperature that is too high:
 

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "<!-- five minutes -->": "test_the_page_of_five_minutes",
     "--backend cupy": "test_the_commands_for_a_gpu_are_ones_that_there_are",
     "python -m pytest -m slow": ".ci/run",
+    "--receipt receipt.json": "tests/cli/test_judge.py",
     "loadPyodide()": "tests/browser/in_node.mjs",
     "--seeds 20": "hours",
     "--against onnxruntime": "hours",
