@@ -72,8 +72,9 @@ def verify_receipt(
     Raises:
         ValueError: the file is no receipt, or one of another spec, recipe or choice of cases.
     """
+    data = read_bytes(path, max_bytes=LARGEST)
     try:
-        receipt = json.loads(read_bytes(path, max_bytes=LARGEST))
+        receipt = json.loads(data)
         told, recorded, seed = receipt["report"], receipt["cases"], int(receipt["report"]["seed"])
         machine = {**receipt["machine"], **receipt["versions"]}
         given = {"spec": told["spec"], "recipe": told["recipe"], "seed": seed, **receipt["asked"]}
@@ -97,7 +98,7 @@ def verify_receipt(
         except (TypeError, ValueError, OverflowError) as error:
             reasons.append(f"{run.name}: {error}")
     found = judge_runs(runs, recipe, gradients, doing)
-    reasons += coverage_reasons(found)
+    reasons = list(dict.fromkeys([*reasons, *coverage_reasons(found)]))
     left, confinement = len(runs) - len(found), tuple(map(str, told["confinement"]))
     report = JudgeReport(str(kernel), spec, recipe, seed, found, tuple(reasons), gradients, left, confinement, asked)
     return report, machine

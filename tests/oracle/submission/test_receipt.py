@@ -96,6 +96,8 @@ def test_a_receipt_of_something_else_is_an_error(made: Path, tmp_path: Path) -> 
         _verify(made, profiles=["tiles"])
     with pytest.raises(ValueError, match=r"the receipt is of recipe .*float32.*, expected .*bfloat16"):
         _verify(made, recipe="bfloat16")
+    with pytest.raises(OSError, match=r"receipt\.json: no such file"):
+        _verify(tmp_path)
     for text in ("[]", "{}", "{", '{"report": 3}', "[" * 10**5):
         (tmp_path / "receipt.json").write_text(text)
         with pytest.raises(ValueError, match="no receipt of refdiff judge"):
