@@ -345,16 +345,6 @@ def last_rows(
     return on_card(axes.figure)
 
 
-def loss_by_strength(strengths: list[float], losses: list[float]) -> Any:
-    """The loss of a text as λ is multiplied by each strength in every layer."""
-    axes = new_axes(None, 6.4, 3.2)
-    axes.plot(strengths, losses, color=BLUE, marker="o")
-    axes.axvline(1, color=INK, linestyle=":", linewidth=1)
-    axes.annotate("as trained", (1, max(losses)), (6, 0), textcoords="offset points", va="top")
-    axes.set(title="the loss on eight tales", xlabel="λ in every layer, multiplied by", ylabel="loss (nats per token)")
-    return on_card(axes.figure)
-
-
 def pairing() -> Any:
     """Which query heads are a pair and which keys they read: in the paper, in Hugging Face's code and in V2."""
     axes = _canvas(9.4, 3.0)
