@@ -14,6 +14,7 @@ import torch
 
 from refdiff.oracle import Spec, cases, golden
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.inputs.arrays import read_arrays
 from tests.oracle.arrays import same_bits
 from tests.oracle.golden.vectors import case
 
@@ -47,7 +48,7 @@ def test_gguf(tmp_path: Path) -> None:
         read = gguf.GGUFReader(tmp_path / "files" / f"{kind}.gguf")
         assert Spec(**json.loads(read.fields["refdiff.spec"].contents())) == case(kind).spec
         assert read.fields["refdiff.out.row"].contents() == 4
-        arrays, _ = golden.report.read_arrays(tmp_path / "vectors" / f"case_{kind}.safetensors")
+        arrays, _ = read_arrays(tmp_path / "vectors" / f"case_{kind}.safetensors")
         assert {tensor.name for tensor in read.tensors} == arrays.keys()
         for tensor in read.tensors:
             x = np.asarray(arrays[tensor.name])

@@ -31,6 +31,8 @@ from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, Verdict
 Numpy = np.ndarray[Any, Any]
 LARGEST_INDEX = 10_000_000
 """The most bytes that are read of an index."""
+DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, StopIteration)
+"""What reading a file raises whose contents are not as written."""
 
 
 @dataclass(frozen=True)
@@ -160,15 +162,7 @@ def _refusing(start: str, fix: str) -> Iterator[None]:
     """Turn exceptions into a `CheckpointError`: a CRC-32 does not rule out that somebody wrote other things."""
     try:
         yield
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-        RecursionError,
-        StopIteration,
-    ) as error:
+    except DAMAGE as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{start}: {error or type(error).__name__}; {fix}") from error
