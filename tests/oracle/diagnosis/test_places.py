@@ -115,3 +115,11 @@ def test_a_mistake_that_is_everywhere_has_no_place(profile: str) -> None:
     spec = small_spec("hf_diffllama")
     for case in cases(profile, 5, spec=spec, dtype="bfloat16")[:2]:
         assert set(_said_of(case)) <= OF_PLACES
+
+
+def test_right_log_sum_exps_exclude_a_mask() -> None:
+    out, known = right("hf_diffllama", "bfloat16")
+    wrong = out.copy()
+    wrong[:, :, 45:] = noise(wrong[:, :, 45:])
+    (line,) = locate_errors(round_to(wrong, "bfloat16"), known, right_lse=True).lines
+    assert line.endswith("it looks like tiles or a split of keys, from token 45 on")
