@@ -14,19 +14,14 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
-from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, misread
-from refdiff.oracle.mistakes.in_spec import SPEC_DEVIATIONS, scale_of
+from refdiff.oracle.mistakes.catalogue import Mistake, misread
+from refdiff.oracle.mistakes.in_spec import scale_of
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import project
 
 Arrays = Callable[[Spec, Inputs], Inputs | None]
-Problem = Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]
 TABLE_AXIS = "tables"
 """The axis of deviations that misread the tables of packed and paged sequences."""
-ONE_MAP_AXIS = "one map"
-ONE_MAP_ALIGN_AXIS = "one map align"
-"""The axes of deviations of one of the two maps, the second of those in how its mask is aligned."""
 
 
 def ignore(*names: str) -> Arrays:
@@ -261,62 +256,7 @@ INPUT_DEVIATIONS: tuple[Mistake, ...] = (
 )  # fmt: skip
 
 
-def _shift_triangle(by: int) -> Problem:
-    """Attend to keys s ≤ t + S − T + by."""
-
-    def problem(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
-        if spec.causal != "bottom_right" or kind_of(inputs) != "dense":
-            return None
-        T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-        see = attention_mask(spec.replace(causal="none"), inputs) & np.tri(T, S, S - T + by, dtype=bool)
-        return spec.replace(causal="none", window=None), {**inputs, "mask": see}
-
-    return problem
-
-
-def _mask_of_one_map(deviation: Mistake, number: int) -> Problem:
-    """Give one of the two maps the mask of a problem with a deviation."""
-
-    def problem(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
-        wrong = deviation.apply(Kernel(spec, inputs)) if kind_of(inputs) == "dense" else None
-        if wrong is None:
-            return None
-        masks = [attention_mask(spec, inputs)] * 2
-        masks[number] = attention_mask(wrong.spec, wrong.inputs)
-        shape = np.broadcast_shapes(masks[0].shape, masks[1].shape, (1, spec.heads, 1, 1))
-        first, second = (np.broadcast_to(x, shape) for x in masks)
-        if np.array_equal(first, second):
-            return spec, inputs
-        made = {name: x for name, x in inputs.items() if name != "key_mask"}
-        return spec.replace(causal="none", window=None), {**made, "mask": np.concatenate([first, second], axis=1)}
-
-    return problem
-
-
-MASKS: tuple[Mistake, ...] = (
-    *(d for d in (*SPEC_DEVIATIONS, *INPUT_DEVIATIONS)
-      if d.axis in ("mask", "mask align", "window") and not d.name.startswith(("masked_rows", "finite_mask"))),
-    misread("one_future_key_visible", "One key too many: s ≤ t + S − T + 1.", "mask", problem=_shift_triangle(1)),
-    misread("own_key_masked", "One key too few: s < t + S − T.", "mask", problem=_shift_triangle(-1)),
-)  # fmt: skip
-"""The deviations that change which keys a query sees."""
-
-
-def _sinks_of_one_map(number: int) -> Arrays:
-    def sinks(spec: Spec, inputs: Inputs) -> Numpy:
-        heads = head_indices(spec)
-        own = np.isin(np.arange(spec.query_heads), (heads.q1, heads.q2)[number])
-        return np.where(own, inputs["sinks"], -np.inf)
-
-    return change("sinks", sinks)
-
-
 RARE_INPUT_DEVIATIONS: tuple[Mistake, ...] = (
-    *(misread(f"{d.name}_in_{which}_map", f"{d.what.rstrip('.')}, in the {which} map alone.",
-              ONE_MAP_ALIGN_AXIS if d.axis == "mask align" else ONE_MAP_AXIS, d.row, problem=_mask_of_one_map(d, n))
-      for d in MASKS for n, which in enumerate(("first", "second"))),
-    *(misread(f"sinks_in_{which}_map", f"The sink in the denominator of the {which} map alone.", ONE_MAP_AXIS,
-              arrays=_sinks_of_one_map(n)) for n, which in enumerate(("first", "second"))),
     *(misread(f"sinks_counted_{n}_times", f"The sink counted in each of {n} splits whose sums are merged.", "sinks",
               arrays=change("sinks", lambda _, x, n=n: x["sinks"] + math.log(n))) for n in (2, 4, 8)),  # type: ignore[misc]
     misread("bias_ignored", "The given bias ignored.", "bias", arrays=ignore("bias")),

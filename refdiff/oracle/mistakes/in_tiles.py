@@ -14,7 +14,6 @@ from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Call, Kernel, Mistake, in_attention
 from refdiff.oracle.mistakes.in_backward import log_sums, masked_scores
-from refdiff.oracle.mistakes.in_inputs import ONE_MAP_AXIS
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
 
@@ -48,8 +47,8 @@ def _hide_underflow(call: Call, seen: list[Numpy], least: Any) -> Numpy:
     return np.where((lost[0] | lost[1])[..., None], np.nan, out)
 
 
-def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bool, bool], call: Call) -> Any:
-    """Attend by tiles of keys without rescaling the sums of some `maps` when a later tile has a larger score.
+def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, call: Call) -> Any:
+    """Attend by tiles of keys without rescaling some sums when a later tile has a larger score.
 
     Equation:
         with scores z, m_s their maximum up to the end of the tile of key s, and m their maximum, a sum that is not
@@ -58,11 +57,7 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bo
     A bias m − m_s has this effect on Σ e^z v (`of_values`). On the denominator Σ e^z (`of_weights`) it is a factor.
     """
     more, ratios = [], []
-    for z, wrong in zip(masked_scores(call), maps, strict=True):
-        if not wrong:
-            more.append(np.zeros_like(z))
-            ratios.append(np.ones(()))
-            continue
+    for z in masked_scores(call):
         S = z.shape[-1]
         tops = np.maximum.reduceat(z, np.arange(0, S, tile), axis=-1)
         tops = np.repeat(np.maximum.accumulate(tops, axis=-1), tile, axis=-1)[..., :S]
@@ -124,13 +119,6 @@ UNSCALED_SUMS = (
     ("sums_not_rescaled", "neither sum is", True, True),
 )
 """(name, words, whether the sum of weighted values is not rescaled, whether the sum of weights is not)"""
-SOME_MAPS = (
-    ("", "", ONLINE_AXIS, (True, True)),
-    ("_in_first_map", "in the first map alone, ", ONE_MAP_AXIS, (True, False)),
-    ("_in_second_map", "in the second map alone, ", ONE_MAP_AXIS, (False, True)),
-)
-"""(end of the name, words, axis, whether the first and the second map have the mistake)"""
-
 
 TILE_DEVIATIONS: tuple[Mistake, ...] = (
     in_attention(
@@ -164,11 +152,10 @@ TILE_DEVIATIONS: tuple[Mistake, ...] = (
     ),
     *(
         in_attention(
-            f"{name}{where}_by_tiles_of_{tile}",
-            f"Online softmax by tiles of {tile} keys: {which}{what} multiplied by e^(m_old − m_new) where the maximum "
-            "grows.", axis, partial(_skip_rescaling, tile, of_values, of_weights, maps),
+            f"{name}_by_tiles_of_{tile}",
+            f"Online softmax by tiles of {tile} keys: {what} multiplied by e^(m_old − m_new) where the maximum grows.",
+            ONLINE_AXIS, partial(_skip_rescaling, tile, of_values, of_weights),
         )
-        for where, which, axis, maps in SOME_MAPS
         for name, what, of_values, of_weights in UNSCALED_SUMS
         for tile in TILE_SIZES
     ),

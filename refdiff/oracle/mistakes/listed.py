@@ -18,8 +18,6 @@ from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.mistakes.catalogue import Kernel, Mistake
 from refdiff.oracle.mistakes.in_inputs import (
     INPUT_DEVIATIONS,
-    ONE_MAP_ALIGN_AXIS,
-    ONE_MAP_AXIS,
     RARE_INPUT_DEVIATIONS,
     TABLE_AXIS,
 )
@@ -44,11 +42,11 @@ RARE_DEVIATIONS: tuple[Mistake, ...] = (
     *(replace(d, axis="padding") for d in INPUT_DEVIATIONS if d.name == "mask_ignored"),
 )
 """Deviations that only `diagnose` tries: typical inputs show none of them, all inputs do, or there are too many."""
-SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")
+SINGLE_AXES = (ONLINE_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")
 """The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""
 TWO_MAP_AXES = frozenset({
     "pair", "maps", "difference", "lambda form", "lambda rounding", "conversion", "order", "clamp", "lambda_init",
-    "output scale", "v1 or v2", "maximum", ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS,
+    "output scale", "v1 or v2", "maximum",
 })  # fmt: skip
 """The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
 
