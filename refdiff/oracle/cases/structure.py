@@ -125,9 +125,6 @@ class Structure:
         return {"block_table": table, "lengths": np.asarray(keys, dtype=np.int32)}
 
 
-LAYOUTS = ("contiguous", "tokens before heads", "width first", "padded width", "offset", "backwards", "one for all")
-
-
 def relaid(inputs: Inputs, layout: str) -> Inputs:
     """Return inputs whose q, k, v, x or pages are views with other strides.
 

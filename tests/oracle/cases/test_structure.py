@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import truth
-from refdiff.oracle.cases.structure import LAYOUTS, relaid
+from refdiff.oracle.cases.structure import relaid
 from tests.oracle.example_inputs import draw, small
 
 SPEC = small("hf_diffllama")
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one for all"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", "tokens before heads", "width first", "padded width", "offset", "backwards"]
+)
 def test_the_same_numbers_and_truth(layout: str) -> None:
     inputs = draw(SPEC, dtype=np.float32)
     other = relaid(inputs, layout)
