@@ -94,8 +94,8 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
     Their names are step-000001 and so on. A folder named step-1 is not one of them, so `training` does not delete it.
     """
-    found = ((re.fullmatch(r"step-(\d{6,})", path.name), path) for path in run.glob("step-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((re.fullmatch(r"step-(\d{6,})", path.name), path) for path in run.glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

@@ -342,18 +342,18 @@ def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int
     """
     p: dict[str, Any] = _layers_of(params)[layer].get("self_attn", {})
     expected = attention_shapes(config)
-    found = {name: tuple(int(n) for n in array.shape) for name, array in flatten(p).items()}
-    if found == expected:
+    shapes = {name: tuple(int(n) for n in array.shape) for name, array in flatten(p).items()}
+    if shapes == expected:
         return p
-    problems = [f"{name} of shape {shape} is missing" for name, shape in expected.items() if name not in found]
-    problems += [f"{name} of shape {shape} is too many" for name, shape in found.items() if name not in expected]
+    problems = [f"{name} of shape {shape} is missing" for name, shape in expected.items() if name not in shapes]
+    problems += [f"{name} of shape {shape} is too many" for name, shape in shapes.items() if name not in expected]
     problems += [
         f"{name} has shape {shape}, but should have {expected[name]}"
-        for name, shape in found.items()
+        for name, shape in shapes.items()
         if name in expected and shape != expected[name]
     ]
     sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "attention_bias")
-    fits = [variant for variant in VARIANTS if attention_shapes(_replace_variant(config, variant)) == found]
+    fits = [variant for variant in VARIANTS if attention_shapes(_replace_variant(config, variant)) == shapes]
     raise ValueError(
         f"the weights are not those of the config, whose variant is {config.variant!r} and "
         f"{', '.join(f'{name} {getattr(config, name)}' for name in sizes)}: in layers.{layer}.self_attn, "

@@ -353,8 +353,8 @@ def _parse(part: str) -> BenchRow:
         spelled = f"{name}:{form}" if form else name
         example = {"": "", "MODEL": f"; MODEL is {' or '.join(TRAINED)}"}.get(form, f", as in {name}:128")
         raise ValueError(f"got {part!r}, expected {spelled}{example}")
-    found = match.groupdict()
-    return BenchRow(name, int(found.get("size") or 0), int(found.get("batch") or 1), found.get("model") or "")
+    parts = match.groupdict()
+    return BenchRow(name, int(parts.get("size") or 0), int(parts.get("batch") or 1), parts.get("model") or "")
 
 
 ALL = parse_rows(

@@ -73,8 +73,8 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
     fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
     config = DiffLlamaConfig(**fields)
     if (folder / "config.json").exists():
-        found = DiffLlamaConfig.from_pretrained(folder)
-        actual, expected = ((parameter_shapes(c, CLASS), c.rope_parameters, c.dtype) for c in (found, config))
+        existing = DiffLlamaConfig.from_pretrained(folder)
+        actual, expected = ((parameter_shapes(c, CLASS), c.rope_parameters, c.dtype) for c in (existing, config))
         if actual != expected:
             raise CheckpointError(
                 f"--folder: got {folder}, which has another model than {name} in {config.dtype}; name a new folder, or "

@@ -30,9 +30,9 @@ refdiff attention "Once upon a time" -o page.html
 refdiff attention -m path/to/checkpoint "Once upon a time" -o maps.npz
 refdiff attention "Once upon a time" -o maps.png --layer 3
 """
-    given = parser.add_argument_group("model and text")
-    add_model(given, "-m", "--model")
-    add_prompt(given)
+    group = parser.add_argument_group("model and text")
+    add_model(group, "-m", "--model")
+    add_prompt(group)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", metavar="FILE", required=True, help=", ".join(KINDS))
     output.add_argument(

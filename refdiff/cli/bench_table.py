@@ -68,14 +68,14 @@ def _rows(row: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     ours = _number(row["sides"]["refdiff"]["rate"]["median"], row["unit"])
     if not row["against"]:
         return [(row["title"], ours, "", "", "")]
-    found = []
+    cells = []
     for name, entry in row["against"].items():
         theirs = _number(row["sides"][name]["rate"]["median"], row["unit"])
         ratio = entry["ratio"]
         spread = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
         title = row["title"] if len(row["against"]) == 1 else f"{row['title']}, {_SHORT[name]}"
-        found.append((title, ours, theirs, f"{ratio['median']:.2f}×", spread))
-    return found
+        cells.append((title, ours, theirs, f"{ratio['median']:.2f}×", spread))
+    return cells
 
 
 def _remarks(row: dict[str, Any]) -> list[str]:
@@ -137,8 +137,8 @@ def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:
         if (count := _count(row)) not in (0, usual):
             titles.setdefault(count, []).append(row["title"])
     others = [
-        f", measured once: {'; '.join(found)}" if n == 1 else f" ({n} of {'; '.join(found)})"
-        for n, found in sorted(titles.items(), reverse=True)
+        f", measured once: {'; '.join(names)}" if n == 1 else f" ({n} of {'; '.join(names)})"
+        for n, names in sorted(titles.items(), reverse=True)
     ]
     return f"median of {usual} interleaved pair{'s' * (usual > 1)}{''.join(others)}"
 

@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    given, inputs, dout = _read(args.file)
-    if not given:
+    outputs, inputs, dout = _read(args.file)
+    if not outputs:
         raise UsageError(f"{args.file} holds {_names(inputs)}, but nothing to judge: out, lse1, dq, ...")
     spec, read = spec_of(args, inputs, source=args.file or "")
     recipe = recipe_of(args.recipe, inputs)
@@ -114,7 +114,7 @@ def _check(args: argparse.Namespace) -> int:
 
     try:
         with waiting("judging", quiet=args.quiet):
-            verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
+            verdict = check(outputs, spec, inputs, recipe=recipe, dout=dout)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{args.file}: {error}{read}") from error
     report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
@@ -127,7 +127,7 @@ def _check(args: argparse.Namespace) -> int:
 
         with waiting("looking for the mistake", quiet=args.quiet):
             try:
-                ranking = diagnose(given, spec, inputs, recipe=recipe, dout=dout)
+                ranking = diagnose(outputs, spec, inputs, recipe=recipe, dout=dout)
                 report["diagnosis"], named = ranking.to_dict(), str(ranking)
             except (ValueError, ArithmeticError) as error:  # the verdict stands, whether the mistake has a name or not
                 report["diagnosis"], named = None, f"none ({error})"
@@ -156,12 +156,12 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
         if Path(path).suffix in (".safetensors", ".npz", *OTHER_SUFFIXES) or not Path(path).is_file():
             raise
         raise UsageError(f"{path}: neither .safetensors nor .npz; write one, for instance with numpy.savez") from error
-    given, inputs, dout = parts(arrays)
+    outputs, inputs, dout = parts(arrays)
     if "q" not in inputs and "x" not in inputs:
         raise UsageError(
             f"{path} holds {_names(arrays)}, but no q and no x: it needs the inputs too; --inputs tells which"
         )
-    return given, inputs, dout
+    return outputs, inputs, dout
 
 
 def inputs_page() -> str:
@@ -205,10 +205,10 @@ def _selftest(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UsageError("--selftest: needs refdiff's repository; start it in the folder that holds tests/") from error
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep}
+    options = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep}
     try:
         with _progress(args.quiet) as reported:
-            table = tests.selftest(seeds, **given, **reported)
+            table = tests.selftest(seeds, **options, **reported)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.json:

@@ -36,11 +36,11 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
 """
     parser.brief = ("-m", "-f", "--chat", "--system", "-n", "--temperature", "--top-k", "--top-p", "-s", "--stop")
     parser.brief += ("--json", "-o", "-q", "--prompts-file", "--batch-size", "--backend", "--dtype")
-    given = parser.add_argument_group("model and prompt")
-    flags.add_model(given, "-m", "--model")
-    flags.add_prompt(given)
-    given.add_argument("--chat", action="store_true", help="use the chat template, or converse")
-    given.add_argument("--system", type=utf8_text, metavar="TEXT", help="the system message, with --chat")
+    prompt = parser.add_argument_group("model and prompt")
+    flags.add_model(prompt, "-m", "--model")
+    flags.add_prompt(prompt)
+    prompt.add_argument("--chat", action="store_true", help="use the chat template, or converse")
+    prompt.add_argument("--system", type=utf8_text, metavar="TEXT", help="the system message, with --chat")
     _add_sampling(parser, parser.add_argument_group("choice of tokens"))
     output = parser.add_argument_group("output")
     output.add_argument("--echo", action="store_true", help="print the prompt before the text")
@@ -171,9 +171,9 @@ def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None])
     messages = answering.chat_messages(prompt, args.system) if args.chat else None
     with waiting("tokenizing the prompt", quiet=args.quiet):
         text, ids = answering.encode(model, tokenizer, prompt, messages)
-    given = answering.given_options(args)
-    answering.check_length(model, given)
-    options = resolve(model, answering.call_options(tokenizer, given))
+    typed = answering.given_options(args)
+    answering.check_length(model, typed)
+    options = resolve(model, answering.call_options(tokenizer, typed))
     used = seed if options.do_sample else None
     if used is None and args.seed is not None:
         note("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out")
@@ -181,10 +181,10 @@ def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None])
     streamed = not (args.no_stream or args.json)
     if streamed and args.echo:
         write(text)
-    transcript = Transcript(tokenizer, given["stop"], write if streamed else None)
+    transcript = Transcript(tokenizer, typed["stop"], write if streamed else None)
     quiet = args.quiet or (args.echo and streamed and to_terminal)
     with transcript.progress_shown(quiet=quiet, until_text=streamed and to_terminal):
-        answering.generate_into(transcript, model, tokenizer, ids, given, seed)
+        answering.generate_into(transcript, model, tokenizer, ids, typed, seed)
     if args.json:
         shown = used if args.seed is None else seed
         row = {

@@ -45,10 +45,10 @@ refdiff inspect --json kajuma/DiffLlama-0.3B-handcut
 
 def run(args: argparse.Namespace) -> int:
     """Print the report of a checkpoint, or the same as JSON, and return the exit status."""
-    found = find_checkpoint(args.model, quiet=True)  # the report names it
-    folder = fetch(found, args)
+    name = find_checkpoint(args.model, quiet=True)  # the report names it
+    folder = fetch(name, args)
     with waiting("reading headers", quiet=args.quiet):
-        report = {"checkpoint": found, **describe(folder)}
+        report = {"checkpoint": name, **describe(folder)}
     if args.json:  # in ASCII: file names may hold half surrogate pairs
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
@@ -70,11 +70,11 @@ def describe(folder: Path) -> dict[str, Any]:
     architecture = architecture_of(config)
     order = {name: i for i, name in enumerate(parameter_shapes(config, architecture))}
     prefix = backbone_prefix(architecture)
-    found = [(name, t, Path(file.label).name) for file in stored for name, t in file.tensors.items()]
-    found.sort(key=lambda entry: order.get(with_prefix(entry[0], prefix), len(order)))
+    entries = [(name, t, Path(file.label).name) for file in stored for name, t in file.tensors.items()]
+    entries.sort(key=lambda entry: order.get(with_prefix(entry[0], prefix), len(order)))
     tensors: dict[str, dict[str, Any]] = {
         name: {"dtype": STORED.get(t.dtype, t.dtype), "shape": list(t.shape), "bytes": t.nbytes, "file": file}
-        for name, t, file in found
+        for name, t, file in entries
     }
     dtype, counts = resolve_dtype(folder, config), collections.Counter(t["file"] for t in tensors.values())
     return {

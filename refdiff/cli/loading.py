@@ -59,10 +59,10 @@ def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path
     from refdiff import hub
     from refdiff.model.config import DiffLlamaConfig
 
-    found, files = find_checkpoint(name, quiet=args.quiet), (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES, *also)
-    with waiting(f"asking the hub for {found}", quiet=args.quiet) as answered:
+    checkpoint, files = find_checkpoint(name, quiet=args.quiet), (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES, *also)
+    with waiting(f"asking the hub for {checkpoint}", quiet=args.quiet) as answered:
         return hub.snapshot(
-            found,
+            checkpoint,
             files=files,
             local_files_only=args.offline,
             progress=not args.quiet,
@@ -96,17 +96,18 @@ def refuse_other_heads(name: str, folder: Path) -> None:
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.model.weights import architecture_of
 
-    found = architecture_of(DiffLlamaConfig.from_pretrained(folder))
-    if found not in ("DiffLlamaModel", "DiffLlamaForCausalLM"):
+    architecture = architecture_of(DiffLlamaConfig.from_pretrained(folder))
+    if architecture not in ("DiffLlamaModel", "DiffLlamaForCausalLM"):
         raise UsageError(
-            f"{name}: a {found}, which has no language model's head; load it in Python, with refdiff.{found}"
+            f"{name}: a {architecture}, which has no language model's head; load it in Python, with "
+            f"refdiff.{architecture}"
         )
 
 
 def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = None) -> None:
     """Raise `UsageError` for several prompts, or for none on a terminal; `others` are options that give prompts too."""
-    given = {"PROMPT": args.prompt, "-p": args.prompt_flag, "-f": args.file, **(others or {})}
-    named = [name for name, value in given.items() if value is not None]
+    prompts = {"PROMPT": args.prompt, "-p": args.prompt_flag, "-f": args.file, **(others or {})}
+    named = [name for name, value in prompts.items() if value is not None]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)}: got {len(named)} prompts, expected one; leave one out")
     if not named and sys.stdin.isatty():
@@ -116,22 +117,22 @@ def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = No
 def read_prompt(args: argparse.Namespace) -> str:
     """Return the text of the prompt, without one newline at the end of a file or a pipe.
 
-    Standard input that is not a terminal is the prompt where none is given, and is appended to one that is;
+    Standard input that is not a terminal is the prompt where none is typed, and is appended to one that is;
     a shell's loop over a file loses its lines to that, so it is said.
     """
-    given = args.prompt_flag if args.prompt_flag is not None else args.prompt
+    typed = args.prompt_flag if args.prompt_flag is not None else args.prompt
     if args.file not in (None, "-"):
         with open_input("-f", args.file) as file:
             return _text(file, f"-f {args.file}")
-    if given not in (None, "-"):
+    if typed not in (None, "-"):
         piped = "" if sys.stdin.isatty() else _piped()
         if piped:
             note("refdiff: standard input is appended to the prompt; < /dev/null leaves it out")
-        return f"{given}\n{piped}" if piped else str(given)
+        return f"{typed}\n{piped}" if piped else str(typed)
     if sys.stdin.isatty():
         note("refdiff: reading the prompt from the terminal; end it with Ctrl-D")
     piped = _piped()
-    if not piped and args.file is None and given is None:
+    if not piped and args.file is None and typed is None:
         raise UsageError(_NO_PROMPT)
     return piped
 

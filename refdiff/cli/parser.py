@@ -109,8 +109,8 @@ class Parser(argparse.ArgumentParser):
 
     def commands(self) -> dict[str, Parser]:
         """Return the parser of every command."""
-        found = dict(next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices)
-        return {name: parser.load() for name, parser in found.items()}
+        parsers = dict(next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices)
+        return {name: parser.load() for name, parser in parsers.items()}
 
     def format_brief(self) -> str:
         """Return the help with the main options, in under 40 lines."""

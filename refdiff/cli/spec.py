@@ -65,12 +65,12 @@ def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
     λ itself is an input where a kernel is given it: `lambda_full` is taken for what it computed beside λ's vectors or
     logits alone.
     """
-    computed = any(name.startswith(("lambda_q", "lambda_k", "lambda_logits", "lambda_proj")) for name in arrays)
-    outputs = (*OUTPUTS, "lambda_full") if computed else OUTPUTS
+    computes_lambda = any(name.startswith(("lambda_q", "lambda_k", "lambda_logits", "lambda_proj")) for name in arrays)
+    outputs = (*OUTPUTS, "lambda_full") if computes_lambda else OUTPUTS
     gradients = {n: x for n, x in arrays.items() if n.startswith("d") and n != "dout"}
-    given = {n: arrays[n] for n in outputs if n in arrays} | gradients
-    inputs = {n: x for n, x in arrays.items() if n not in given and n != "dout"}
-    return given, inputs, arrays.get("dout")
+    computed = {n: arrays[n] for n in outputs if n in arrays} | gradients
+    inputs = {n: x for n, x in arrays.items() if n not in computed and n != "dout"}
+    return computed, inputs, arrays.get("dout")
 
 
 def spec_of(
@@ -197,12 +197,12 @@ def json_fields(path: str) -> dict[str, Any]:
 def _object(text: str, name: str) -> dict[str, Any]:
     """Return the object that JSON holds; `name` says in an error whose it is."""
     try:
-        found = json.loads(text, parse_float=finite_float, object_pairs_hook=unique_keys)
+        fields = json.loads(text, parse_float=finite_float, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not JSON: {json_problem(error)}") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise UsageError(f"{name} holds no JSON object with fields")
-    return found
+    return fields
 
 
 def _changes(words: list[str]) -> dict[str, Any]:

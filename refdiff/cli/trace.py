@@ -182,9 +182,9 @@ def _compare(args: argparse.Namespace) -> int:
     mine, ref = args.compare
     reference = read_trace(ref, model=None if args.model is None else fetch(args.model, args))
     with waiting("comparing", quiet=args.quiet):
-        found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
-    print_report(found.to_dict(), None if args.json else found.text(None if args.all else WORST))
-    return int(bool(found))
+        divergence = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
+    print_report(divergence.to_dict(), None if args.json else divergence.text(None if args.all else WORST))
+    return int(bool(divergence))
 
 
 HEAD = (

@@ -99,9 +99,9 @@ class Transcript:
         if self.stopped or not piece:
             return
         self._pending += piece
-        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
-        if found:
-            self._pending = self._pending[: min(found)]
+        places = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if places:
+            self._pending = self._pending[: min(places)]
             self.stopped = True
         self._emit(len(self._pending) if self.stopped else len(self._pending) - self._maybe_stop())
 

@@ -174,8 +174,8 @@ class DiffLlamaForCausalLM(TrainableModel):
             steps = steps - steps.max(axis=-1, keepdims=True)
             steps = steps - np.log(np.exp(steps).sum(axis=-1, keepdims=True))
         chosen = np.where(ended, 0, ids[:, ids.shape[1] - n :])
-        found: NDArray[np.floating] = np.where(ended, 0, steps[np.where(ended, 0, rows), np.arange(n), chosen])
-        return found
+        transitions: NDArray[np.floating] = np.where(ended, 0, steps[np.where(ended, 0, rows), np.arange(n), chosen])
+        return transitions
 
     @property
     def _head(self) -> dict[str, Array]:
@@ -190,10 +190,10 @@ class DiffLlamaForCausalLM(TrainableModel):
         return loss, dlast, {"lm_head": head}
 
     def _shares(self, labels: Any, parts: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
-        given = integers("labels", labels)
-        if given.shape != shape:
+        targets = integers("labels", labels)
+        if targets.shape != shape:
             return None  # the loss raises
-        counts = [int(np.count_nonzero(given[part, 1:] != -100)) for part in parts]
+        counts = [int(np.count_nonzero(targets[part, 1:] != -100)) for part in parts]
         return [count / sum(counts) for count in counts] if sum(counts) else None
 
     def _select_positions(self, hidden: Array, logits_to_keep: Any) -> Array:

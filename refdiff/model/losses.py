@@ -43,9 +43,9 @@ def causal_lm_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Arra
 def causal_lm_loss_and_grad(backend: Backend, ops: Ops, g: Array, logits: Array, labels: Array) -> tuple[Array, Array]:
     """Compute the loss and its gradient, in one pass where the backend can; -> (), (B, T, V)."""
     both = backend.select("cross_entropy_and_vjp", ops)
-    found: Any = NotImplemented if both is None else both(g, logits, _next(logits, labels))
-    if found is not NotImplemented:
-        loss, dlogits = found
+    pair: Any = NotImplemented if both is None else both(g, logits, _next(logits, labels))
+    if pair is not NotImplemented:
+        loss, dlogits = pair
         return loss, dlogits
     return causal_lm_loss(ops, logits, labels), causal_lm_loss_vjp(ops, g, logits, labels)
 

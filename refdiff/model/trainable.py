@@ -88,8 +88,8 @@ class TrainableModel(PreTrainedModel):
             table = table + head.pop("lm_head")["weight"]
         base["embed_tokens"] = {"weight": table}
         grads = base if self.base_prefix is None else {self.base_prefix: base, **head}
-        found = flatten(grads)
-        return loss * g, nest({name: found[name] for name in flatten(self.params)})
+        by_name = flatten(grads)
+        return loss * g, nest({name: by_name[name] for name in flatten(self.params)})
 
     def _sum_over_parts(
         self,
@@ -105,7 +105,7 @@ class TrainableModel(PreTrainedModel):
         Equation:
             a loss that is a mean over n targets is Σᵢ (nᵢ / n) lossᵢ over parts of nᵢ targets, and so is its gradient
         """
-        found: list[tuple[Array, dict[str, Any]]] = []
+        total: list[tuple[Array, dict[str, Any]]] = []
 
         def compute(part_and_share: tuple[slice, float]) -> tuple[Array, dict[str, Any]]:
             part, share = part_and_share
@@ -113,18 +113,18 @@ class TrainableModel(PreTrainedModel):
             return self._one_loss_and_grad(hidden[part].copy("K"), context.select_batch(part), own, labels[part], share)
 
         def accumulate(result: tuple[Array, dict[str, Any]]) -> None:
-            if not found:
-                found.append(result)
+            if not total:
+                total.append(result)
                 return
-            (loss, grads), (more_loss, more) = found[0], result
+            (loss, grads), (more_loss, more) = total[0], result
             totals = flatten(grads)
             for name, part in flatten(more).items():
                 totals[name] += part  # in place, but for a NumPy scalar
-            found[0] = loss + more_loss, nest(totals)
+            total[0] = loss + more_loss, nest(totals)
 
         counted = [(part, share) for part, share in zip(parts, shares, strict=True) if share]
         self.backend.map_in_order(compute, counted, accumulate)
-        return found[0]
+        return total[0]
 
     @abstractmethod
     def _head_loss_and_grad(self, g: Array, last_hidden: Array, input_ids: Any, targets: Any) -> HeadResult:

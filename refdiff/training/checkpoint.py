@@ -179,12 +179,12 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     if any(out.glob(f"{_STAGING}*")):
         with contextlib.suppress(RuntimeError, OSError), locked(out):
             recover(out)
-    found = checkpoints(out)
-    if not found:
+    saved = checkpoints(out)
+    if not saved:
         raise CheckpointError(
             f"{out}: no checkpoint to resume (no folder step-…); train without --resume in a new folder"
         )
-    step, folder = found[-1]
+    step, folder = saved[-1]
     for path in (folder, out / "corpus"):
         follow(out, path)
     about = read_json(folder / "training.json")

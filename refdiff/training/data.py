@@ -144,8 +144,8 @@ class Corpus:
         """
         count = (len(self.tokens[part]) - 1) // (length - 1)
         if count < 1:
-            found = f"the tokens of the {part} part of the text; take a longer text, or another share for validation"
-            raise ValueError(f"length: got {length}, expected at most {len(self.tokens[part])}, {found}")
+            which = f"the tokens of the {part} part of the text; take a longer text, or another share for validation"
+            raise ValueError(f"length: got {length}, expected at most {len(self.tokens[part])}, {which}")
         return count
 
     def batch(self, part: str, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -227,13 +227,11 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int, exact: bool) -> toke
         show_progress=False,
     )
     tokenizer.train_from_iterator(beginning(text, cut, TOKENIZER_BYTES), trainer)
-    found = tokenizer.get_vocab_size()
-    if found == SMALLEST_VOCABULARY < vocab_size:
+    size = tokenizer.get_vocab_size()
+    if size == SMALLEST_VOCABULARY < vocab_size:
         raise ValueError(f"{text}: no text to learn from: the file is empty, or has only a line or two")
-    if exact and found < vocab_size:
-        raise ValueError(
-            f"vocab_size: got {vocab_size}, expected at most {found}: the text has no more tokens to learn"
-        )
+    if exact and size < vocab_size:
+        raise ValueError(f"vocab_size: got {vocab_size}, expected at most {size}: the text has no more tokens to learn")
     separator = tokenizer.token_to_id(SEPARATOR)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{SEPARATOR} $A", special_tokens=[(SEPARATOR, separator)]

@@ -81,8 +81,8 @@ def find_split(path: Path, at: int, stop: int) -> int:
         window = file.read(min(_LINE, stop - at))
     letters = window.lstrip(bytes(range(0x80, 0xC0)))  # without the rest of a character that begins before
     text = letters.decode("utf-8", errors="ignore").rstrip()
-    found = _SENTENCE.search(text) or re.search(r"\S(?=\s)", text)
-    behind = at + len(window) - len(letters) + (len(text[: found.end()].encode()) if found else 0)
+    gap = _SENTENCE.search(text) or re.search(r"\S(?=\s)", text)
+    behind = at + len(window) - len(letters) + (len(text[: gap.end()].encode()) if gap else 0)
     return min(behind, stop)
 
 

@@ -154,9 +154,9 @@ class Trainer:
             with self.model.backend.repeated_scope():
                 return self._make_steps(report, stop)
         except TrainingError as error:
-            found = checkpoints(self.out)
-            failed = found.pop()[1] if found and found[-1][0] == self.step else None
-            usable = found[-1][1] if found else None  # steps have been made from it
+            saved = checkpoints(self.out)
+            failed = saved.pop()[1] if saved and saved[-1][0] == self.step else None
+            usable = saved[-1][1] if saved else None  # steps have been made from it
             raise TrainingError(f"{error}; {_advice(failed, usable)}") from None
         finally:
             self._running = False
@@ -306,11 +306,11 @@ class Trainer:
             return []
         vectors = ([layer["self_attn"][name] for name in LAMBDA_VECTORS] for layer in layers)
         with np.errstate(all="ignore"):
-            found = [round(float(ops.diff_lambda(*four, ops.lambda_init(i))), 6) for i, four in enumerate(vectors)]
-        for i, value in enumerate(found):
+            lambdas = [round(float(ops.diff_lambda(*four, ops.lambda_init(i))), 6) for i, four in enumerate(vectors)]
+        for i, value in enumerate(lambdas):
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step}: λ of layer {i} is {value}")
-        return found
+        return lambdas
 
 
 def _advice(failed: Path | None, usable: Path | None) -> str:

@@ -142,10 +142,10 @@ def choose_fonts(names: Iterable[str]) -> tuple[list[str], list[str]]:
             continue
         # matplotlib draws the face that findfont returns; other faces of the family may have fewer letters
         charmap = font_manager.get_font(font_manager.findfont(family, fallback_to_default=False)).get_charmap()
-        found = {letter for letter in missing if ord(letter) in charmap}
-        if found or not chosen:
+        drawable = {letter for letter in missing if ord(letter) in charmap}
+        if drawable or not chosen:
             chosen.append(family)
-        missing -= found
+        missing -= drawable
     return chosen or families, [
         "".join(x.encode("unicode_escape").decode("ascii") if x in missing else x for x in name) for name in names
     ]

@@ -138,18 +138,18 @@ def _few_rows(rt: Runtime, flat: Array, projections: list[tuple[Array, Array | N
     (N, inputs), rows = flat.shape, _rows_at_once(flat)
     results = [rt.device.empty((N, weight.shape[0]), np.float32) for weight, _ in projections]
     for kind in dict.fromkeys(weight.dtype.name for weight, _ in projections):
-        given = [
+        operands = [
             (weight, bias, y, np.int32(weight.shape[0]))
             for (weight, bias), y in zip(projections, results, strict=True)
             if weight.dtype.name == kind
         ]
-        for i in range(0, len(given), LINEAR_WEIGHTS):
-            some = given[i : i + LINEAR_WEIGHTS]
-            outputs = sum(int(part[-1]) for part in some)
-            some += [(None, None, None, np.int32(0))] * (LINEAR_WEIGHTS - len(some))
+        for i in range(0, len(operands), LINEAR_WEIGHTS):
+            chunk = operands[i : i + LINEAR_WEIGHTS]
+            outputs = sum(int(part[-1]) for part in chunk)
+            chunk += [(None, None, None, np.int32(0))] * (LINEAR_WEIGHTS - len(chunk))
             rt.device.launch(
                 "linear.cu", "linear", {"NUMBER": "float", "WEIGHT": NUMBERS[kind], "ROWS": rows},
                 (-(-outputs // 8) * -(-N // rows), 1, 1), 256,
-                (flat, *(x for part in some for x in part), np.int32(N), np.int32(inputs)),
+                (flat, *(x for part in chunk for x in part), np.int32(N), np.int32(inputs)),
             )  # fmt: skip
     return results

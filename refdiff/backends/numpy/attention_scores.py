@@ -109,12 +109,12 @@ def block_softmax(
     hidden = np.triu(np.ones((n, n), dtype=np.bool_), 1) if causal else None
     for i, (p, (q, key, mask, bias)) in enumerate(zip(buffer, maps, strict=False)):
         in_blocks = None if blocks is None else blocks[i][b, k]
-        some = q[b, h, queries]
-        into = p[: some.shape[0] * some.shape[1] * n * keys].reshape(*some.shape[:3], keys)
+        block = q[b, h, queries]
+        into = p[: block.shape[0] * block.shape[1] * n * keys].reshape(*block.shape[:3], keys)
         mask, bias = (None if x is None else part_of(x, (b, h, queries, s)) for x in (mask, bias))
         row_lse = None if lse is None else lse[i][:, b, h, queries]
         if saved and row_lse is not None:
-            write_scores(t, some, key[b, k, s], mask, bias, hidden, into, in_blocks)
+            write_scores(t, block, key[b, k, s], mask, bias, hidden, into, in_blocks)
             top, total = row_lse
             flat, tops = into.reshape(-1, keys), top.reshape(-1, 1)
             for part in cached_rows(t, len(flat), keys):
@@ -122,9 +122,9 @@ def block_softmax(
                     flat[part] -= tops[part]
                 np.exp(flat[part], out=flat[part])
         else:
-            few_keys = fewest_keys(mask, some.shape, keys, causal) < t.safe_keys
+            few_keys = fewest_keys(mask, block.shape, keys, causal) < t.safe_keys
             limits = None if bias is not None else np.where(few_keys, np.inf, bounds[b])
-            _, total = softmax_rows(t, some, key[b, k, s], mask, bias, hidden, into, limits, row_lse, in_blocks)
+            _, total = softmax_rows(t, block, key[b, k, s], mask, bias, hidden, into, limits, row_lse, in_blocks)
         rows.append(into.reshape(-1, keys))
         sums.append(total.reshape(-1, 1))
     return rows, sums
@@ -166,15 +166,15 @@ def softmax_rows(
     unshifted = np.repeat(small, H * n)
     tops = np.zeros((len(rows), 1), p.dtype)
     for at in cached_rows(t, len(rows), S):
-        some = rows[at]
+        block = rows[at]
         if not unshifted[at].all():
-            top = some.max(axis=-1, keepdims=True, out=tops[at])
+            top = block.max(axis=-1, keepdims=True, out=tops[at])
             top[unshifted[at]] = 0
             if mask is not None:
                 top[top == -np.inf] = 0
-            some -= top
-        np.exp(some, out=some)
-        np.vecdot(some, ones, out=sums[at, 0])  # several sums side by side, more exact than those of a product
+            block -= top
+        np.exp(block, out=block)
+        np.vecdot(block, ones, out=sums[at, 0])  # several sums side by side, more exact than those of a product
     if mask is not None:
         sums[sums == 0] = 1
     if lse is not None:

@@ -99,18 +99,18 @@ def rms_norm_vjp(rt: Runtime, g: FloatArray, x: FloatArray, weight: FloatArray |
     sums: dict[int, FloatArray] = {}
 
     def block(at: slice) -> None:
-        some, h = np.ascontiguousarray(rows[at]), np.ascontiguousarray(gradients[at])
-        root = _root(some, eps)
+        block, h = np.ascontiguousarray(rows[at]), np.ascontiguousarray(gradients[at])
+        root = _root(block, eps)
         if weight is not None:
-            normed = some / root
+            normed = block / root
             normed *= h
             sums[at.start] = normed.sum(axis=0)
             h = h * weight
-        along = np.vecdot(h, some)[:, None]
+        along = np.vecdot(h, block)[:, None]
         along /= root
         along /= root
         along /= x.shape[-1]
-        np.multiply(some, along, out=into[at])
+        np.multiply(block, along, out=into[at])
         np.subtract(h, into[at], out=into[at])
         into[at] /= root
 

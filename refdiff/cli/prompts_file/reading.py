@@ -128,17 +128,17 @@ def _refuse_constant(name: str) -> None:
 
 def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
     """Return the conversation of a line, checked, or None."""
-    found = row.get("messages")
-    if found is None:
+    messages = row.get("messages")
+    if messages is None:
         return None
-    if not isinstance(found, list) or not found or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in found
+    if not isinstance(messages, list) or not messages or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
     ):  # fmt: skip
         raise UsageError(
-            f"{where}: messages: got {show_value(found)}, expected a list such as "
+            f"{where}: messages: got {show_value(messages)}, expected a list such as "
             '[{"role": "user", "content": "..."}]'
         )
-    return found
+    return messages
 
 
 def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
