@@ -92,7 +92,7 @@ TOKENIZER = {
         chat_control_tokens encode_message_with_chat_template get_response_parser parse_response response_template
         save_chat_templates""",
     "refdiff has one class of tokenizers": """
-        deprecation_warnings files_loaded pretrained_vocab_files_map register_for_auto_class verbose
+        files_loaded pretrained_vocab_files_map register_for_auto_class verbose
         vocab_files_names""",
     "`save_pretrained` writes all files": "save_vocabulary",
     "the post-processor in tokenizer.json adds tokens": "add_bos_token add_eos_token",
@@ -102,7 +102,6 @@ TOKENIZER = {
     "use `source`, the file that was loaded": "name_or_path",
     "`save_pretrained` writes a folder that huggingface_hub uploads": "push_to_hub",
     "give `truncation` and `max_length` to the call": "max_len_sentences_pair max_len_single_sentence",
-    "DiffLlama takes no token types": "pad_token_type_id",
 }
 """Sentence → names of transformers' tokenizers."""
 

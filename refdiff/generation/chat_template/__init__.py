@@ -47,8 +47,8 @@ def read_files(folder: Path) -> str | dict[str, str] | None:
     return found["default"] if list(found) == ["default"] else found or None
 
 
-def write_files(folder: Path, templates: str | dict[str, str] | None) -> None:
-    """Write the templates as `read_files` reads them; remove others that are there."""
+def write_files(folder: Path, templates: str | dict[str, str] | None) -> list[Path]:
+    """Write the templates as `read_files` reads them; remove others that are there; return their paths."""
     named = {"default": templates} if isinstance(templates, str) else templates or {}
     paths = {_path(folder, name): text.encode("utf-8") for name, text in named.items()}
     for path, text in paths.items():
@@ -57,6 +57,7 @@ def write_files(folder: Path, templates: str | dict[str, str] | None) -> None:
     for path in [folder / _DEFAULT, *folder.glob(NAMED_TEMPLATES)]:
         if path not in paths:
             path.unlink(missing_ok=True)
+    return list(paths)
 
 
 def settings(templates: str | dict[str, str] | None) -> dict[str, Any]:
@@ -163,6 +164,10 @@ def plain(value: Any) -> Any:
 
 
 def _message(message: Any) -> dict[str, Any]:
+    if callable(dump := getattr(message, "model_dump", None)):  # an object of pydantic, such as a client's message
+        message = dump()
+    elif not isinstance(message, Mapping):
+        message = getattr(message, "__dict__", message)
     if not isinstance(message, Mapping):
         raise TypeError(
             f'a message: got {type(message).__name__}, expected a dict such as {{"role": "user", "content": "Hello"}}'

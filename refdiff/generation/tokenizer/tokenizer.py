@@ -124,8 +124,10 @@ class Tokenizer(Vocabulary, RefusedNames):
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=read_vocab_size(folder)
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *, save_jinja_files: bool = True) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat templates, as transformers does.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, save_jinja_files: bool = True
+    ) -> tuple[str, ...]:
+        """Write tokenizer.json, tokenizer_config.json and chat templates; return their paths.
 
         Without `save_jinja_files`, the templates are in tokenizer_config.json.
 
@@ -140,10 +142,11 @@ class Tokenizer(Vocabulary, RefusedNames):
         )  # fmt: skip
         folder = output_folder(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        templates.write_files(folder, self.chat_template if save_jinja_files else None)
+        written = templates.write_files(folder, self.chat_template if save_jinja_files else None)
         settings |= {} if save_jinja_files else templates.settings(self.chat_template)
         write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"), follow_link=False)
         write_json(folder / "tokenizer_config.json", settings)
+        return tuple(map(str, (folder / "tokenizer_config.json", folder / "tokenizer.json", *written)))
 
     def __call__(
         self,

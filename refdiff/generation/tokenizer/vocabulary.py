@@ -41,6 +41,7 @@ class Vocabulary:
 
     model_input_names: ClassVar[Sequence[str]] = ("input_ids", "attention_mask")
     model_vocab_size: int | None
+    pad_token_type_id: ClassVar[int] = 0
     bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token = map(_special_token, NAMES)
     bos_token_id, eos_token_id, unk_token_id, sep_token_id, pad_token_id, cls_token_id, mask_token_id = map(
         _special_token_id, NAMES
@@ -48,6 +49,7 @@ class Vocabulary:
 
     def __init__(self, backend: TokenizerBackend, config: dict[str, Any], settings: str) -> None:
         self.backend = backend
+        self.deprecation_warnings: dict[str, bool] = {}  # scripts for transformers silence warnings by it
         self._extra = [token.content for token in add_missing(backend, config, settings)]
         self._special = {name: token.content for name, token in named_tokens(config, settings).items()}
 

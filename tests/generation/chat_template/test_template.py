@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,10 @@ def show(template: str, chat: Any = CHAT, **options: Any) -> Any:
 def test_a_conversation_may_be_an_object_with_messages() -> None:
     one = SimpleNamespace(messages=CHAT)
     assert show("{{ messages[1].content }}", one) == "b"
+    for kind in (SimpleNamespace, OrderedDict):
+        assert show("{{ messages[1].content }}", [kind(**message) for message in CHAT]) == "b"
+    of_pydantic = SimpleNamespace(model_dump=lambda: CHAT[1])
+    assert show("{{ messages[0].content }}", [of_pydantic]) == "b"
     assert show("{{ messages[1].content }}", [one, one]) == ["b", "b"]
 
 

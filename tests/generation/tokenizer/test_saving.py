@@ -20,7 +20,8 @@ def test_settings_changed_after_loading_are_saved(tmp_path: Path) -> None:
     tokenizer.padding_side = "left"
     tokenizer.model_max_length = 5
     tokenizer.chat_template = "{{ messages[0].content }}\r\né"
-    tokenizer.save_pretrained(tmp_path / "new" / "folder")
+    written = tokenizer.save_pretrained(tmp_path / "new" / "folder")
+    assert {Path(path) for path in written} == set((tmp_path / "new" / "folder").iterdir())
     loaded = Tokenizer.from_pretrained(tmp_path / "new" / "folder")
     assert loaded.special_tokens_map == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "d"}
     assert loaded(["a b", "c"], padding=True)["input_ids"] == [[0, 4, 5], [7, 0, 6]]
