@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import sketches
 import tiny
-from experiments import retrieval_table
+from experiments import favorite, retrieval_table
 
 import refdiff
 from refdiff import oracle, viz
@@ -58,24 +58,23 @@ sketches.token_bars(words, shown, [queen])
 # But a layer does not hand on weights. It hands on the sum of the values, $o = \sum_j w_j v_j$. Token $j$ makes up the
 # part $(w_j v_j \cdot o) / (o \cdot o)$ of it, and the parts of all tokens sum to 1:
 
-
 # %%
-def parts(row, values):
-    out = row @ values
-    return row * (out @ values.swapaxes(-1, -2)) / (out * out).sum(axis=-1, keepdims=True)
-
-
 trace = oracle.trace(model, ids)  # every intermediate result of a run
 values = trace[f"model.layers.{layer}.self_attn.values"][0, pair]
-row_parts = [parts(row, values)[queen] for row in (first, difference)]
+row_parts = [favorite.parts(row, values)[queen] for row in (first, difference)]
 print(f"part of “queen” in the output: {row_parts[0]:.0%} by A₁, {row_parts[1]:.0%} by A₁ − λ A₂")
+sketches.sums({"A₁": first, "A₁ − λ A₂": difference}, values, queen, "queen")
 
 # %% [markdown]
 # **Weight by weight, "queen" loses: from 44 % to 37 %. In what the weights add up to, "queen" gains: from 53 % to
-# 81 %.** The tail takes away what the rest of $A_1$ hands on, which is nearly the average of all values. This row is
-# typical. In the three layers that subtract strongly, the *favorite*, the token with the most weight, makes up about
-# half of the output before the subtraction, and two thirds after it. So the idea works here, but not token by token.
-# This is one model with 2.9 million parameters; large ones may differ.
+# 81 %.** The picture shows why. By $A_1$ alone, the other tokens add up to an arrow nearly in the direction of the
+# average value, and they pull the output there. The broad second map, times λ, has that arrow too. Subtraction takes it
+# away, and a little more.
+#
+# The gain of "queen" is large, and its direction is typical. In the three layers that subtract strongly, the
+# *favorite*, the token with the most weight, makes up about half of the output before the subtraction, and two thirds
+# after it. So the idea works here, but not token by token. This is one model with 2.9 million parameters; large ones
+# may differ.
 #
 # Allow 30 minutes. You need chapter 01.
 #
@@ -107,7 +106,7 @@ sketches.bars(rows, needle)
 
 # %% [markdown]
 # The needle's weight does not grow; it falls a little. Everything else shrinks more, so its *share* of all |weight|
-# grows from 21 % to 59 %. A norm follows, so only proportions count.
+# grows from 21 % to 59 %. A norm follows, so only proportions matter.
 #
 # **How large should λ be?** Say $A_1$ gives the needle $p$ and the noise $1 - p$, and $A_2$ gives them $q$ and $1 - q$.
 # If the noise has the same shape in both maps, the difference gives the needle the share
@@ -124,8 +123,8 @@ sketches.bars(rows, needle)
 # $$\begin{aligned}\frac{p-\lambda q}{\lambda(1-q)-(1-p)} &= \frac{p}{1-p} \\
 # \Rightarrow\quad \lambda &= \frac{2p(1-p)}{p+q-2pq} \approx 2(1-p).\end{aligned}$$
 #
-# **The rule: set λ to the first map's share of noise; at twice that, the gain is gone.** The ring marks where a curve
-# is back at its start:
+# **The rule: set λ to the first map's share of noise; at about twice that, the gain is gone.** The ring marks where a
+# curve is back at its start:
 
 # %%
 lambdas_tried = np.linspace(0, 2, 2001)
@@ -152,7 +151,7 @@ sketches.share_by_strength(lambdas_tried, shares, rules)
 # ## If the noise is not shared
 #
 # **ρ** measures how much is shared. For one query, it is the correlation, over the keys, of the scores that the two
-# maps give before the softmax: 1 means the same noise, 0 unrelated noise. Here is the needle's share at each ρ, as a
+# maps give before the softmax: 1 means the same scores, 0 unrelated ones. Here is the needle's share at each ρ, as a
 # mean of 2,000 random draws. For comparison, a *flat* second map gives every key the same.
 
 # %%
@@ -290,40 +289,13 @@ sketches.group_bars(series, "the favorite's share of Σ|weight|")
 
 # %% [markdown]
 # **The share of Σ|weight| falls in every layer that subtracts, in more than nine rows out of ten.** In layers 2, 3 and
-# 4, λ is not to blame: with shared noise, the same λ would *raise* the share. In layer 0, λ is too large in 69 % of the
-# rows. The favorite stands in for the token that matters, which nobody knows here.
+# 4, λ is not too large: if the noise had the same shape in both maps, this λ would *raise* the share. In layer 0, λ is
+# too large in 69 % of the rows. The favorite stands in for the token that matters, which nobody knows here.
 #
 # And what part of the output does it make up?
 
-
 # %%
-def rest(row, top, values):
-    """What a row adds up to without its favorite."""
-    return np.where(np.arange(row.shape[-1]) == top, 0, row) @ values
-
-
-def cosine(a, b):
-    return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-
-
-table, likeness = [], []
-for m, tale in zip(maps, tales, strict=True):
-    trace = oracle.trace(model, np.array([tale[:256]]))
-    values = [trace[f"model.layers.{layer}.self_attn.values"][0] for layer in range(6)]
-    values = np.array(values)  # (layer, pair, token, 2d)
-    leading, other, strength = sketches.leading_maps(m)
-    top = leading.argmax(axis=-1)[..., None]
-    before, after = (
-        np.take_along_axis(parts(row, values), top, -1)
-        for row in (leading, leading - strength * other)
-    )  # fmt: skip
-    table.append([x.mean(axis=(1, 2, 3)) for x in (before, after, after > before)])
-    visible = np.tri(values.shape[2])[-leading.shape[2] :]
-    average = visible / visible.sum(axis=-1, keepdims=True) @ values  # of all so far
-    one, two = (rest(row, top, values) for row in (leading, other))
-    sums = (one, two), (one, average), (two, average)
-    likeness.append([cosine(*x).mean(axis=(1, 2)) for x in sums])
-part_alone, part_after, rises = np.mean(table, axis=0)
+(part_alone, part_after, rises), alike, common = favorite.measure(model, maps, tales)
 print("part of the output, leading map alone:", part_alone.round(2))
 print("part of the output, after subtraction:", part_after.round(2))
 rows_in = [f"layer {i}: {x:.0%}" for i, x in enumerate(rises)]
@@ -335,9 +307,9 @@ series = {
 sketches.group_bars(series, "the favorite's part of the output")
 
 # %% [markdown]
-# **In layers 2, 3 and 4, the part rises from about a half to about two thirds, in more than eight rows out of ten.** So
-# "queen" is typical. In layer 0, where λ is 0.19, nothing changes. Layers 1 and 5 add, and there the part falls. How
-# can a subtraction work if the maps share so little?
+# **In layers 2, 3 and 4, the part rises from about a half to about two thirds, in more than eight rows out of ten.** In
+# layer 0, where λ is 0.19, nothing changes. Layers 1 and 5 add, and there the part falls. How can a subtraction work if
+# the maps share so little?
 #
 # ## What did training find?
 #
@@ -356,21 +328,22 @@ sketches.breadths(np.stack([spread_1, spread_2]), lambdas)
 
 # %% [markdown]
 # **The leading map is the sharper one in 17 of 18 pairs.** The other spreads over some 20 to 90 tokens. It is no copy
-# of the leading map's noise. But a sum over many tokens is nearly the same whichever tokens they are: the average of
-# their values. We compare the directions of three sums: the leading map's without its favorite, the other map's without
-# that token, and the average of the values of all tokens so far.
+# of the leading map's noise. But the values of a layer may have much in common. Then a sum over many tokens points the
+# same way whichever tokens they are. So we ask how long the average value is, compared with a typical one: unrelated
+# values would give about 0.06. And we compare the directions of three sums: the leading map's without its favorite, the
+# other map's without that token, and the average of the values of all tokens so far.
 
 # %%
-alike = np.mean(likeness, axis=0)
+print("length of the average value, in typical lengths:", common.round(2))
 names = "noise of both maps", "leading map's noise, average", "other map's noise, average"
 print("cosine, by layer")
 for name, cosines in zip(names, alike, strict=True):
     print(f"{name:30}", cosines.round(2))
 
 # %% [markdown]
-# **In layers 1 to 4, the noise of both maps points in nearly the same direction as the average.** That is the noise
-# that the two maps share: not token by token, but in what they hand on. A broad map can take it away without knowing
-# which tokens are noise.
+# **In layers 1 to 4, the average is more than half as long as a value, and the noise of both maps points in nearly its
+# direction.** That is the noise that the two maps share: not token by token, but in what they add up to. A broad map
+# can take it away without knowing which tokens are noise.
 #
 # ## Does the model need it?
 #
@@ -405,7 +378,8 @@ for name, changed in {
     print(f"  the {name:28} by {mean:+.3f} ± {half:.3f}")
 
 # %% [markdown]
-# For a single subtracted map each interval contains 0, so a change of 0.02 could hide in it. All four together cost
+# For a single subtracted map each interval contains 0. In layers 2, 3 and 4, a cost of 0.01 could hide in it. All four
+# together cost
 # 0.059 ± 0.042, and the two added maps 0.057 ± 0.019. That is little. Without the map that leads layer 3, the loss
 # rises by 0.353 ± 0.059. But this model was *trained* with all of them. Chapter 05 compares it with a plain twin.
 #
@@ -413,9 +387,9 @@ for name, changed in {
 #
 # $$\mathrm{head}_i = (1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
 #
-# The norm gives every pair the same size, and the factor undoes a growth of gradients with depth. Neither brings back
-# the size of one map's own output. In a new model, the gradients of $W_Q$ remain about 15 times a plain head's. [The
-# guide on pairs](guide_pairs_of_heads.ipynb) tells why.
+# The norm gives every pair the same size. In a new model it enlarges outputs, and their gradients with them; the factor
+# undoes what grows with depth. The gradients of $W_Q$ stay about 15 times a plain head's. [The guide on
+# pairs](guide_pairs_of_heads.ipynb) tells why.
 
 # %%
 for depth in (0, 3, 11, 27):
@@ -441,9 +415,9 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # %% [markdown]
 # ## The answer
 #
-# **Subtraction removes noise if both maps share it and the first map has much of it; our trained model shares it not in
-# the weights but in their sum, the average value, which a broad second map takes away from a sharp first one, at a
-# small gain for the loss.**
+# **Subtraction removes noise that both maps share, if the first map has much of it. The two maps of our trained model
+# do not share it token by token, but what it adds up to, the average value, and a broad map takes that away from a
+# sharp one. Removing the subtracted maps costs this model little.**
 #
 # <details>
 # <summary>What the tests check</summary>

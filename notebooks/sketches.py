@@ -265,6 +265,35 @@ def token_bars(tokens: Sequence[str], rows: Mapping[str, Any], chosen: Sequence[
     return on_card(figure)
 
 
+def sums(rows: Mapping[str, Any], values: Any, chosen: int, token: str) -> Any:
+    """What each row of weights adds up to: the chosen token's weighted value, the sum of all others, and both.
+
+    Seen in the plane of the average value and the chosen token's value.
+    """
+    average = values.mean(axis=0)
+    right = average / np.linalg.norm(average)
+    up = values[chosen] - values[chosen] @ right * right
+    plane = np.stack([right, up / np.linalg.norm(up)], axis=-1)
+    figure = new_figure(5.4, 2.6)
+    figure.set_facecolor(CARD)
+    grid = figure.subplots(1, len(rows), sharex=True, sharey=True)
+    for axes, (title, row) in zip(grid, rows.items(), strict=True):
+        own, whole = row[chosen] * values[chosen] @ plane, row @ values @ plane
+        for start, end, colour in (((0, 0), own, PURPLE), (own, whole, BLUE), ((0, 0), whole, INK)):
+            _arrow(axes, tuple(start), tuple(end), colour, width=2.4 if colour == INK else 1.6)
+        axes.set_title(title, fontsize=9)
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        style_axes(axes)
+        points = np.array([[0, 0], own, whole])
+        axes.scatter(*points.T, s=0)  # arrows alone do not widen the axes
+        axes.margins(0.22)
+        axes.set_xlabel("→ the average value", fontsize=8.5)
+    for label, colour in ((f"“{token}”", PURPLE), ("all other tokens", BLUE), ("the output", INK)):
+        grid[0].plot([], [], color=colour, linewidth=2, label=label)
+    figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False, bbox_to_anchor=(0.5, -0.06))
+    return on_card(figure)
+
+
 def residual_stream(layers: int = 6) -> Any:
     """The model: embedding, layers that add to the residual stream, norm, and scores for every next token."""
     axes = _canvas(5.2, 4.1)
@@ -476,9 +505,9 @@ def first_losses(steps: Sequence[int], losses: Mapping[str, Any]) -> Any:
 
 
 def found_by_length(accuracies: Mapping[str, Any], guesses: Mapping[str, float]) -> Any:
-    """The share of values found by the tokens of a sequence: each run, the mean of each kind, and a guess."""
+    """The share of numbers found by the tokens of a sequence: each run, the mean of each kind, and a guess."""
     places, options = range(len(guesses)), {"xticklabels": list(guesses), "ylim": (0, 1.02)}
-    return runs(places, accuracies, "tokens in a sequence", "values found", guess=list(guesses.values()),
+    return runs(places, accuracies, "tokens in a sequence", "numbers found", guess=list(guesses.values()),
                 xticks=places, **options)  # fmt: skip
 
 
@@ -579,20 +608,20 @@ def namespaces() -> Any:
 
 
 def haystack() -> Any:
-    """The retrieval task: keys with their values among fillers, and a key that comes again."""
+    """The look-up task: names with their numbers among fillers, and a name that comes again."""
     axes = _canvas(5.3, 2.5)
-    row = ("f", "k₁", "v₇", "f", "f", "k₄", "v₂", "f", "k₉", "v₅", "f", "f", "k₄", "f")
+    row = ("·", "a", "7", "·", "·", "d", "2", "·", "i", "5", "·", "·", "d", "·")
     places = [0.28 + 0.365 * i for i in range(len(row))]
     for x, name in zip(places, row, strict=True):
-        _box(axes, x, 1.2, 0.31, 0.34, name, {"f": INK, "k": BLUE, "v": GREEN}.get(name[0], ORANGE))
+        _box(axes, x, 1.2, 0.31, 0.34, name, INK if name == "·" else GREEN if name.isdigit() else BLUE)
     thick = {"arrowstyle": "-|>", "color": ORANGE, "linewidth": 2.0, "connectionstyle": "arc3,rad=0.4"}
     axes.add_patch(_frame(places[5] - 0.18, 1.0, places[7] - places[5] + 0.36, 0.4, ORANGE))
     axes.annotate("", (places[6], 1.46), (places[12], 1.4), arrowprops=thick)
-    _note(axes, places[8], 2.35, "answer: k₄, its value v₂, and the token after it")
+    _note(axes, places[8], 2.35, "answer: the name d, its number 2, and the token after it")
     for i in (1, 3, 8, 10):
         _arrow(axes, (places[12], 1.0), (places[i], 0.95), bend=-0.2)
-    _note(axes, places[4], 0.12, "attention to other needles and to fillers: noise")
-    _note(axes, places[12], 0.55, "question: the model\nmust say v₂")
+    _note(axes, places[4], 0.12, "attention to other needles and to fillers (·): noise")
+    _note(axes, places[12], 0.55, "question: the model\nmust say 2")
     return axes.figure
 
 

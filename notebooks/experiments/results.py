@@ -54,7 +54,7 @@ def summary(runs: Runs, text: Runs) -> dict[str, dict[str, list[float]]]:
     found = {kind: [run["measured"]["64"]["accuracy"] for run in mine] for kind, mine in runs.items()}
     names = {f"{kind}, AdamW": kind for kind in KINDS} | {f"{kind}, Muon": f"{kind}, Muon" for kind in ("plain", "v1")}
     losses = {shown: [run["validation"][-1][1] for run in text[name]] for shown, name in names.items()}
-    return {"values found in 64 tokens →": found, "loss on text ←": losses}
+    return {"numbers found in 64 tokens →": found, "loss on text ←": losses}
 
 
 def summary_lines(runs: Runs, text: Runs) -> list[str]:
@@ -114,7 +114,7 @@ def first_losses(stored: Mapping[str, Any]) -> tuple[list[int], dict[str, list[l
 
 
 def accuracies(runs: Runs) -> dict[str, list[list[float]]]:
-    """Return kind → run → the share of values found in sequences of each length."""
+    """Return kind → run → the share of numbers found in sequences of each length."""
     return {kind: [[run["measured"][n]["accuracy"] for n in _lengths(runs)] for run in mine]
             for kind, mine in runs.items()}  # fmt: skip
 
@@ -124,7 +124,7 @@ def _lengths(runs: Runs) -> list[str]:
 
 
 def guesses(stored: Mapping[str, Any]) -> dict[str, float]:
-    """Return tokens of a sequence → the share of values found by naming any value of the sequence."""
+    """Return tokens of a sequence → the share of numbers found by naming any number of the sequence."""
     experiment = _experiment(stored)
     return {str(n): 1 / experiment.counts(n)[0] for n in experiment.lengths}
 
@@ -142,7 +142,7 @@ def minus_plain(runs: Runs, what: str) -> dict[str, dict[str, tuple[float, float
 def difference_lines(runs: Runs) -> list[str]:
     """Return `minus_plain` of both measures as a table; a star marks an interval that excludes 0."""
     lines = []
-    for what, title in (("accuracy", "values found"), ("noise", "attention to noise")):
+    for what, title in (("accuracy", "numbers found"), ("noise", "attention to noise")):
         found = minus_plain(runs, what)
         lines += [f"{title}, in percentage points", "tokens    " + "".join(f"{n:>9} " for n in found["v1"])]
         for kind, by_length in found.items():
