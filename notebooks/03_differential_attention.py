@@ -415,9 +415,8 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # %% [markdown]
 # ## The answer
 #
-# **Subtraction removes noise that both maps share, if the first map has much of it. The two maps of our trained model
-# do not share it token by token, but what it adds up to, the average value, and a broad map takes that away from a
-# sharp one. Removing the subtracted maps costs this model little.**
+# **Subtraction removes noise that both maps share, if the first map has much of it; in our trained model a broad map
+# takes the average value away from a sharp one, and removing the subtracted maps costs little.**
 #
 # <details>
 # <summary>What the tests check</summary>
