@@ -218,8 +218,8 @@ print(*results.long_run_lines(), sep="\n")
 #
 # ## The answer
 #
-# **At this size v2 learns better than plain attention in both tasks, while v1 learns a look-up sooner, fails on text when
-# AdamW trains it with its norm, and keeps up with plain attention otherwise.**
+# **At this size v2 learns better than plain attention in both tasks, while v1 learns a look-up sooner, fails on text
+# when AdamW trains it with its norm, and keeps up with plain attention otherwise.**
 #
 # Why v2 does better, and whether any of this holds for large models, these experiments cannot tell.
 #

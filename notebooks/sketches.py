@@ -32,7 +32,7 @@ from refdiff.viz.appearance import (
     name_ticks,
     new_axes,
     new_figure,
-    signed_colours,
+    signed_colors,
     signed_range,
     style_axes,
     use_integer_ticks,
@@ -103,20 +103,20 @@ def _canvas(width: float, height: float) -> Any:
     return axes
 
 
-def _box(axes: Any, x: float, y: float, width: float, height: float, text: str, colour: str = INK) -> None:
+def _box(axes: Any, x: float, y: float, width: float, height: float, text: str, color: str = INK) -> None:
     """A box around the point (x, y) with its text inside."""
     from matplotlib.patches import Rectangle
 
     corner = (x - width / 2, y - height / 2)
-    axes.add_patch(Rectangle(corner, width, height, facecolor=f"{colour}22", edgecolor=colour, linewidth=1.3))
+    axes.add_patch(Rectangle(corner, width, height, facecolor=f"{color}22", edgecolor=color, linewidth=1.3))
     axes.text(x, y, text, ha="center", va="center", color=INK, fontsize=9)
 
 
 def _arrow(
-    axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str = INK, bend: float = 0,
+    axes: Any, start: tuple[float, float], end: tuple[float, float], color: str = INK, bend: float = 0,
     width: float = 1.2,
 ) -> None:  # fmt: skip
-    style = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+    style = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
     style["mutation_scale"] = max(10, 3 * width)
     axes.annotate("", end, start, arrowprops={**style, "connectionstyle": f"arc3,rad={bend}"})
 
@@ -126,16 +126,16 @@ def _note(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
 
 
 def _matrix(
-    axes: Any, x: float, y: float, size: tuple[float, float], values: Any, label: str, colour: str = INK
+    axes: Any, x: float, y: float, size: tuple[float, float], values: Any, label: str, color: str = INK
 ) -> None:
-    """Numbers as coloured cells in a frame with its left upper corner at (x, y), and a label above it."""
+    """Numbers as colored cells in a frame with its left upper corner at (x, y), and a label above it."""
     from matplotlib.patches import Rectangle
 
     width, height = size
     values = np.asarray(values) / np.abs(values).max()
-    axes.imshow(values, cmap=signed_colours(), norm=signed_range(values, limit=0.8), aspect="auto",
+    axes.imshow(values, cmap=signed_colors(), norm=signed_range(values, limit=0.8), aspect="auto",
                 extent=(x, x + width, y - height, y), interpolation="nearest")  # fmt: skip
-    axes.add_patch(Rectangle((x, y - height), width, height, facecolor="none", edgecolor=colour, linewidth=1.2))
+    axes.add_patch(Rectangle((x, y - height), width, height, facecolor="none", edgecolor=color, linewidth=1.2))
     _note(axes, x + width / 2, y + 0.1, label, va="bottom", linespacing=1.1)
 
 
@@ -145,8 +145,8 @@ def _heads(axes: Any, x: float, y: float, size: tuple[float, float], count: int,
 
     width, height = size[0] / count, size[1]
     for head in range(count):
-        colour, thick = chosen.get(head, INK), 2.2 if head in chosen else 0.5
-        axes.add_patch(Rectangle((x + head * width, y - height), width, height, facecolor="none", edgecolor=colour,
+        color, thick = chosen.get(head, INK), 2.2 if head in chosen else 0.5
+        axes.add_patch(Rectangle((x + head * width, y - height), width, height, facecolor="none", edgecolor=color,
                                  linewidth=thick, zorder=3 if head in chosen else 2))  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def _shape(values: Any) -> str:
 
 
 def embedded(tokens: Sequence[str], ids: Sequence[int], x: Any, vocabulary: int, shown: int = 40) -> Any:
-    """Tokens, their ids, and the rows of the table E that become x, as coloured cells."""
+    """Tokens, their ids, and the rows of the table E that become x, as colored cells."""
     axes = _canvas(5.2, 0.2 * len(tokens) + 0.75)
     top = 0.2 * len(tokens) + 0.1
     for i, (token, number) in enumerate(zip(tokens, ids, strict=True)):
@@ -223,8 +223,8 @@ def difference_shapes(x: Any, q: Any, k: Any, v: Any, lambda_: float, eps: float
         ("A₁ − λ A₂", P, 0.8, PURPLE, "·"), ("value", value, 0.8, GREEN, "="), ("o", P @ value, 0.8, PURPLE, ""),
     ]  # fmt: skip
     left = 0.05
-    for name, z, width, colour, sign in shown:
-        _matrix(axes, left, 2.55, (width, 0.8), z, f"{name}\n{_shape(z)}", colour)
+    for name, z, width, color, sign in shown:
+        _matrix(axes, left, 2.55, (width, 0.8), z, f"{name}\n{_shape(z)}", color)
         left += width
         gap = 0.55 if len(sign) > 1 else 0.2
         _note(axes, left + gap / 2, 2.15, sign, fontsize=9 if len(sign) > 1 else 13)
@@ -247,8 +247,8 @@ def token_bars(tokens: Sequence[str], rows: Mapping[str, Any], chosen: Sequence[
     grid = np.atleast_1d(figure.subplots(1, len(rows), sharey=True))
     limit = 1.25 * max(np.abs(row).max() for row in rows.values())
     for axes, (title, row) in zip(grid, rows.items(), strict=True):
-        colours = [PURPLE if i in chosen else BLUE for i in range(len(row))]
-        style_axes(axes).barh(range(len(row)), row, 0.75, color=colours)
+        colors = [PURPLE if i in chosen else BLUE for i in range(len(row))]
+        style_axes(axes).barh(range(len(row)), row, 0.75, color=colors)
         for i, weight in enumerate(row):
             if abs(weight) >= 0.015:
                 axes.text(
@@ -279,8 +279,8 @@ def sums(rows: Mapping[str, Any], values: Any, chosen: int, token: str) -> Any:
     grid = figure.subplots(1, len(rows), sharex=True, sharey=True)
     for axes, (title, row) in zip(grid, rows.items(), strict=True):
         own, whole = row[chosen] * values[chosen] @ plane, row @ values @ plane
-        for start, end, colour in (((0, 0), own, PURPLE), (own, whole, BLUE), ((0, 0), whole, INK)):
-            _arrow(axes, tuple(start), tuple(end), colour, width=2.4 if colour == INK else 1.6)
+        for start, end, color in (((0, 0), own, PURPLE), (own, whole, BLUE), ((0, 0), whole, INK)):
+            _arrow(axes, tuple(start), tuple(end), color, width=2.4 if color == INK else 1.6)
         axes.set_title(title, fontsize=9)
         axes.set(xticks=[], yticks=[], aspect="equal")
         style_axes(axes)
@@ -288,8 +288,8 @@ def sums(rows: Mapping[str, Any], values: Any, chosen: int, token: str) -> Any:
         axes.scatter(*points.T, s=0)  # arrows alone do not widen the axes
         axes.margins(0.22)
         axes.set_xlabel("→ the average value", fontsize=8.5)
-    for label, colour in ((f"“{token}”", PURPLE), ("all other tokens", BLUE), ("the output", INK)):
-        grid[0].plot([], [], color=colour, linewidth=2, label=label)
+    for label, color in ((f"“{token}”", PURPLE), ("all other tokens", BLUE), ("the output", INK)):
+        grid[0].plot([], [], color=color, linewidth=2, label=label)
     figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False, bbox_to_anchor=(0.5, -0.06))
     return on_card(figure)
 
@@ -300,14 +300,14 @@ def residual_stream(layers: int = 6) -> Any:
     x = 1.0
     _box(axes, x, 3.85, 1.5, 0.34, "embedding: E[id]", GREEN)
     _arrow(axes, (x, 3.68), (x, 0.92))
-    for y, label, colour in ((3.0, "attention", ORANGE), (1.95, "SwiGLU", BLUE)):
-        _arrow(axes, (x, y), (1.75, y), colour)
+    for y, label, color in ((3.0, "attention", ORANGE), (1.95, "SwiGLU", BLUE)):
+        _arrow(axes, (x, y), (1.75, y), color)
         _box(axes, 2.2, y, 0.9, 0.36, "RMSNorm")
-        _arrow(axes, (2.65, y), (2.95, y), colour)
-        _box(axes, 3.4, y, 0.9, 0.36, label, colour)
-        axes.plot([3.4, 3.4], [y - 0.18, y - 0.5], color=colour, linewidth=1.2)
-        _arrow(axes, (3.4, y - 0.5), (x + 0.1, y - 0.5), colour)
-        axes.plot([x], [y - 0.5], marker="o", markersize=13, color=colour, markerfacecolor="none")
+        _arrow(axes, (2.65, y), (2.95, y), color)
+        _box(axes, 3.4, y, 0.9, 0.36, label, color)
+        axes.plot([3.4, 3.4], [y - 0.18, y - 0.5], color=color, linewidth=1.2)
+        _arrow(axes, (3.4, y - 0.5), (x + 0.1, y - 0.5), color)
+        axes.plot([x], [y - 0.5], marker="o", markersize=13, color=color, markerfacecolor="none")
         _note(axes, x, y - 0.5, "+", fontsize=11)
     axes.add_patch(_frame(0.55, 1.2, 3.5, 2.1))
     _note(axes, 4.15, 2.2, f"× {layers} layers", ha="left")
@@ -318,10 +318,10 @@ def residual_stream(layers: int = 6) -> Any:
     return axes.figure
 
 
-def _frame(x: float, y: float, width: float, height: float, colour: str = INK) -> Any:
+def _frame(x: float, y: float, width: float, height: float, color: str = INK) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x, y), width, height, facecolor="none", edgecolor=colour, linewidth=0.8, linestyle="--")
+    return Rectangle((x, y), width, height, facecolor="none", edgecolor=color, linewidth=0.8, linestyle="--")
 
 
 def leading_maps(maps: Any, start: int = 32) -> tuple[Any, Any, Any]:
@@ -355,7 +355,7 @@ def last_rows(
     """What the last token takes from each token, in the layers `names`: (layers, pairs, keys), with notes."""
     axes = new_axes(None, 5.2 if narrow else 8.4, 3.2)
     rows = np.reshape(maps, (-1, len(tokens)))
-    axes.imshow(rows, cmap=signed_colours(), norm=signed_range(rows, limit=1.5), aspect="auto")
+    axes.imshow(rows, cmap=signed_colors(), norm=signed_range(rows, limit=1.5), aspect="auto")
     for (row, column), weight in np.ndenumerate(rows):
         if abs(weight) >= 0.005:
             number = f"{weight:.2f}".replace("0.", ".") if narrow else f"{weight:.2f}"
@@ -386,19 +386,19 @@ def pairing() -> Any:
         left = 0.25 + 3.15 * panel
         _note(axes, left + 1.38, 2.82, title, fontsize=10)
         keys_at = [left + 0.34 + 0.7 * j for j in range(4)]
-        for i, colour in enumerate(SERIES):
+        for i, color in enumerate(SERIES):
             queries, keys = heads_of(i)
             ends = [left + 0.12 + 0.36 * a for a in queries]
             for x, a, b, style in zip(ends, queries, keys, ("-", "--"), strict=True):
-                axes.plot([x, keys_at[b]], [2.0, 0.87], color=colour, linewidth=1.3, linestyle=style)
-                _box(axes, x, 2.15, 0.31, 0.3, f"q{a}", colour)
+                axes.plot([x, keys_at[b]], [2.0, 0.87], color=color, linewidth=1.3, linestyle=style)
+                _box(axes, x, 2.15, 0.31, 0.3, f"q{a}", color)
             bend = -0.45 if ends[1] - ends[0] < 0.5 else -0.25
             axes.annotate("", (ends[1], 2.31), (ends[0], 2.31), arrowprops={
-                "arrowstyle": "-", "color": colour, "shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}",
+                "arrowstyle": "-", "color": color, "shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}",
             })  # fmt: skip
         for j, x in enumerate(keys_at):
             _box(axes, x, 0.72, 0.36, 0.3, f"k{j}")
-    _note(axes, 4.7, 0.25, "8 query heads, 4 key heads. One colour is one pair: solid makes A₁, dashed makes A₂.")
+    _note(axes, 4.7, 0.25, "8 query heads, 4 key heads. One color is one pair: solid makes A₁, dashed makes A₂.")
     return axes.figure
 
 
@@ -454,9 +454,9 @@ def two_modes(labels: Sequence[str], errors: Mapping[str, Sequence[float]], limi
     grid = figure.subplots(len(errors), 1, sharex=True, sharey=True)
     for axes, (mode, row) in zip(grid, errors.items(), strict=True):
         wrong = [error > limit for error in row]
-        colours = [ORANGE if one else BLUE for one in wrong]
-        style_axes(axes).vlines(range(len(row)), 1e-12, row, color=colours, linewidth=1.2)
-        axes.scatter(range(len(row)), row, s=14, color=colours, zorder=3)
+        colors = [ORANGE if one else BLUE for one in wrong]
+        style_axes(axes).vlines(range(len(row)), 1e-12, row, color=colors, linewidth=1.2)
+        axes.scatter(range(len(row)), row, s=14, color=colors, zorder=3)
         axes.axhline(limit, color=INK, linestyle=":", linewidth=1)
         axes.set_title(f"{mode}: wrong points {sum(wrong)} of {len(row)}", fontsize=10)
         axes.set(yscale="log", ylabel="relative error", ylim=(5e-13, 10), xlim=(-0.7, len(row) - 0.5))
@@ -476,7 +476,7 @@ def two_tests(oracle: Mapping[str, float], loose: Mapping[str, float]) -> Any:
     axes.set_yticks(at, labels=list(oracle))
     axes.invert_yaxis()
     limits = (min(*oracle.values(), *loose.values()) / 3, max(*oracle.values(), *loose.values()) * 3)
-    axes.set(xscale="log", xlim=limits, xlabel="error ÷ allowed error (grey: the test fails)")
+    axes.set(xscale="log", xlim=limits, xlabel="error ÷ allowed error (gray: the test fails)")
     legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return on_card(axes.figure)
 
@@ -485,9 +485,9 @@ def stacked(shares: Mapping[str, Mapping[str, float]], xlabel: str) -> Any:
     """One bar for each model, cut into parts that sum to 1."""
     axes = new_axes(None, 8.4, 0.75 * len(shares) + 1.2)
     begin = np.zeros(len(shares))
-    for part, colour in zip(next(iter(shares.values())), SERIES, strict=False):
+    for part, color in zip(next(iter(shares.values())), SERIES, strict=False):
         sizes = np.array([one[part] for one in shares.values()])
-        axes.barh(range(len(shares)), sizes, 0.75, left=begin, facecolor=f"{colour}55", edgecolor=colour)
+        axes.barh(range(len(shares)), sizes, 0.75, left=begin, facecolor=f"{color}55", edgecolor=color)
         for y, (left, size) in enumerate(zip(begin, sizes, strict=True)):
             axes.text(
                 left + size / 2, y, f"{part.replace(', ', chr(10))}\n{size:.2f}", ha="center", va="center", fontsize=8
@@ -524,8 +524,8 @@ def shares(of_kinds: Mapping[str, Mapping[str, float]], title: str) -> Any:
     axes = new_axes(None, 5.4, 0.5 * len(of_kinds) + 1.0)
     for y, parts in enumerate(of_kinds.values()):
         left = 0.0
-        for (part, size), colour in zip(parts.items(), (ORANGE, BLUE, "#999999"), strict=True):
-            axes.barh(y, size, 0.62, left=left, color=f"{colour}aa", label=part if y == 0 else None)
+        for (part, size), color in zip(parts.items(), (ORANGE, BLUE, "#999999"), strict=True):
+            axes.barh(y, size, 0.62, left=left, color=f"{color}aa", label=part if y == 0 else None)
             narrow = size < 0.06  # its number does not fit inside
             axes.text(left + size / 2, y - 0.42 * narrow, f"{100 * size:.0f} %", ha="center", va="center", fontsize=9)
             left += size
@@ -542,15 +542,15 @@ def shares(of_kinds: Mapping[str, Mapping[str, float]], title: str) -> Any:
 def memory(lengths: Any, lines: Mapping[str, Any], free: float, room: Sequence[int]) -> Any:
     """Gigabytes by the length of a text, each line named at its end, and the lengths at which memory is full."""
     axes = new_axes(None, 7.6, 3.8)
-    for (name, y), colour, style in zip(lines.items(), (ORANGE, GREEN, BLUE), STYLES, strict=False):
-        axes.plot(lengths, y, color=colour, linestyle=style)
+    for (name, y), color, style in zip(lines.items(), (ORANGE, GREEN, BLUE), STYLES, strict=False):
+        axes.plot(lengths, y, color=color, linestyle=style)
         axes.annotate(name, (lengths[-1], y[-1]), (6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.plot(lengths, [free, free], color=INK, linewidth=1)
     axes.annotate(f"free memory: {free:g} GB", (lengths[-1], free), (6, 0), textcoords="offset points", va="center",
                   fontsize=9)  # fmt: skip
-    for tokens, colour in zip(room, (ORANGE, GREEN), strict=True):
-        axes.plot([tokens, tokens], [0, free], color=colour, linewidth=1, linestyle=":")
-        axes.plot([tokens], [free], "o", color=colour)
+    for tokens, color in zip(room, (ORANGE, GREEN), strict=True):
+        axes.plot([tokens, tokens], [0, free], color=color, linewidth=1, linestyle=":")
+        axes.plot([tokens], [free], "o", color=color)
         axes.annotate(f"{round(tokens, -2):,}\ntokens", (tokens, 0.38 * free), (5, 0), textcoords="offset points",
                       va="center", fontsize=9)  # fmt: skip
     axes.set(xlabel="tokens", ylabel="gigabytes", xlim=(0, lengths[-1]), ylim=(0, None))
@@ -577,11 +577,11 @@ def copies(weights: int, there: int, back: int, cache: int, logits: int) -> Any:
         (0.75, "next id", "logits → choice", "each step", back, -1),
     )
     for y, left, right, when, size, way in crossings:
-        colour = BLUE if way > 0 else ORANGE
-        _box(axes, 1.35, y, 1.9, 0.46, left, colour)
-        _box(axes, 7.5, y, 2.6, 0.46, right, colour)
+        color = BLUE if way > 0 else ORANGE
+        _box(axes, 1.35, y, 1.9, 0.46, left, color)
+        _box(axes, 7.5, y, 2.6, 0.46, right, color)
         ends = ((2.35, y), (6.15, y))
-        _arrow(axes, *ends[::way], colour=colour, width=1.5 * np.log10(size))
+        _arrow(axes, *ends[::way], color=color, width=1.5 * np.log10(size))
         _note(axes, 4.25, y + 0.22, f"{when}: {size:,} bytes")
     _note(
         axes, 4.6, 0.12, f"Stays on the GPU: {cache:,} bytes of keys and values a token, {logits:,} of logits a step."
@@ -598,12 +598,12 @@ def namespaces() -> Any:
     _box(axes, 8.1, middle, 1.7, 0.5, "xp.exp(x)", PURPLE)
     _note(axes, 8.1, middle - 0.45, "the layer: one source", va="top")
     rows = ((2.25, "numpy", BLUE), (middle, "cupy", GREEN), (0.45, "array_api_strict", ORANGE))
-    for y, library, colour in rows:
-        _box(axes, 0.85, y, 1.4, 0.46, f"array x of\n{library}", colour)
-        _arrow(axes, (1.55, y), (2.08, middle + 0.2 * (y - middle)), colour)
-        _box(axes, 5.55, y, 1.6, 0.46, f"xp is {library}", colour)
-        _arrow(axes, (4.02, middle + 0.2 * (y - middle)), (4.73, y), colour)
-        _arrow(axes, (6.37, y), (7.23, middle + 0.2 * (y - middle)), colour)
+    for y, library, color in rows:
+        _box(axes, 0.85, y, 1.4, 0.46, f"array x of\n{library}", color)
+        _arrow(axes, (1.55, y), (2.08, middle + 0.2 * (y - middle)), color)
+        _box(axes, 5.55, y, 1.6, 0.46, f"xp is {library}", color)
+        _arrow(axes, (4.02, middle + 0.2 * (y - middle)), (4.73, y), color)
+        _arrow(axes, (6.37, y), (7.23, middle + 0.2 * (y - middle)), color)
     return axes.figure
 
 
@@ -721,8 +721,8 @@ def gain_by_correlation(
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
         style_axes(axes).axvspan(*trained, color=HIDDEN, linewidth=0, label="a trained model,\nlayers 1 to 5")
         for i, (label, y) in enumerate(lines.items()):
-            colour, marker = (INK, "") if i == 0 else (SERIES[i - 1], MARKERS[i - 1])
-            axes.plot(rho, y, color=colour, linestyle="--" if i == 0 else "-", marker=marker, markersize=4, label=label)
+            color, marker = (INK, "") if i == 0 else (SERIES[i - 1], MARKERS[i - 1])
+            axes.plot(rho, y, color=color, linestyle="--" if i == 0 else "-", marker=marker, markersize=4, label=label)
         axes.set(ylim=(0, 1), ylabel="share of the needle" if axes is grid[0] or narrow else "")
         axes.set_title(title, fontsize=10)
     for axes in grid[-1:] if narrow else grid:
@@ -741,10 +741,10 @@ def strengths_by_layer(lambdas: Any) -> Any:
     starts = [layers.lambda_init(layer) for layer in range(len(lambdas))]
     axes.plot(starts, "_", color=INK, markersize=16, label="λ_init, near which it began")
     for layer, (start, end) in enumerate(zip(starts, lambdas, strict=True)):
-        colour = ADDS if end < 0 else BLUE
+        color = ADDS if end < 0 else BLUE
         if abs(end - start) > 0.1:
-            _arrow(axes, (layer, start), (layer, end - 0.06 * np.sign(end - start)), colour)
-        axes.plot([layer], [end], "o", color=colour, label="λ after training" if layer == 0 else None)
+            _arrow(axes, (layer, start), (layer, end - 0.06 * np.sign(end - start)), color)
+        axes.plot([layer], [end], "o", color=color, label="λ after training" if layer == 0 else None)
         text = _signed(end) + "\nadds" * bool(end < 0)
         axes.annotate(text, (layer, end), (9, -3), textcoords="offset points", fontsize=9)
     for y, text in ((1.15, "above 1: A₂ leads"), (0.5, "A₂ is subtracted"), (-0.4, "below 0: A₂ is added")):
@@ -767,8 +767,8 @@ def breadths(spread: Any, lambdas: Any, *, narrow: bool = False) -> Any:
     at = np.arange(spread[0].size) + 1.2 * (np.arange(spread[0].size) // pairs)
     first, second = spread.reshape(2, -1)
     axes.vlines(at, first, second, color=INK, linewidth=1)
-    for y, colour, marker, label in ((first, BLUE, "o", "A₁"), (second, ORANGE, "D", "A₂")):
-        axes.plot(at, y, marker, color=colour, label=label, markersize=5)
+    for y, color, marker, label in ((first, BLUE, "o", "A₁"), (second, ORANGE, "D", "A₂")):
+        axes.plot(at, y, marker, color=color, label=label, markersize=5)
     names = [f"layer {i}\nλ = {_signed(x)}" if not narrow else f"{i}\n{_signed(x)}" for i, x in enumerate(lambdas)]
     names = [name + "\nadds" * bool(x < 0) for name, x in zip(names, lambdas, strict=True)]
     for layer in np.flatnonzero(np.asarray(lambdas) < 0):
@@ -782,11 +782,11 @@ def breadths(spread: Any, lambdas: Any, *, narrow: bool = False) -> Any:
 def correlation_dots(own: Any, across: Any, lambdas: Any) -> Any:
     """Correlations of scores as dots by layer: of the maps of a pair (layers, pairs), and of different pairs."""
     axes = new_axes(None, 5.4, 3.3)
-    for shift, values, colour, marker, label in (
+    for shift, values, color, marker, label in (
         (-0.13, own, BLUE, "o", "A₁ and A₂ of a pair"), (0.13, across, ADDS, "D", "of different pairs"),
     ):  # fmt: skip
         x = np.repeat(np.arange(len(values)), values.shape[1]) + shift
-        axes.plot(x, values.ravel(), marker, color=colour, markersize=6, alpha=0.75, label=label, linestyle="")
+        axes.plot(x, values.ravel(), marker, color=color, markersize=6, alpha=0.75, label=label, linestyle="")
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.axhline(1, color=INK, linewidth=0.9, linestyle=":")
     axes.annotate("the same noise", (0, 1), (0, -11), textcoords="offset points", fontsize=9)
@@ -817,12 +817,12 @@ def group_bars(series: Mapping[str, Mapping[str, float]], title: str) -> Any:
 
 
 def groups(series: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "", **options: Any) -> Any:
-    """Bars in groups: one group for each name in a series, one bar in it for each series; of five the first is grey."""
+    """Bars in groups: one group for each name in a series, one bar in it for each series; of five the first is gray."""
     axes = viz.plot_attention_to({name: dict(one) for name, one in series.items()})
     if len(series) > len(SERIES):
-        for bars, colour, hatch in zip(axes.containers, ("#999999", *SERIES), ("", "", "//", "..", "xx"), strict=True):
+        for bars, color, hatch in zip(axes.containers, ("#999999", *SERIES), ("", "", "//", "..", "xx"), strict=True):
             for bar in bars:
-                bar.set(facecolor=colour, hatch=hatch)
+                bar.set(facecolor=color, hatch=hatch)
         legend(axes)
     axes.set(ylabel=ylabel, title=title, **options)
     axes.figure.set_size_inches(9, 3.6)
@@ -893,7 +893,7 @@ def correlations_by_step(moments: Sequence[int], of_kinds: Mapping[str, Any], *,
 
 
 def runs(x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess: Any = None, **options: Any) -> Any:
-    """Each run (seeds, x) as a thin line in the colour of its kind, and the mean of each kind as a thick one."""
+    """Each run (seeds, x) as a thin line in the color of its kind, and the mean of each kind as a thick one."""
     axes = new_axes(None, 5.4, 3.4)
     for i, (kind, lines) in enumerate(of_kinds.items()):
         for line in lines:
@@ -910,7 +910,7 @@ def runs(x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess
 def summary(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
     """A strip for each measure, in it a line for each kind and a dot for each run; a tick marks the mean.
 
-    A kind has one colour in all strips, also where its name goes on after a comma.
+    A kind has one color in all strips, also where its name goes on after a comma.
     """
     counts = [len(by_kind) for by_kind in rows.values()]
     figure, kinds = new_figure(5.4, 0.24 * sum(counts) + 0.6 * len(rows)), list(next(iter(rows.values())))
@@ -933,7 +933,7 @@ def summary(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
 def changes(values: Any, tokens: Sequence[str], swap: str, *, narrow: bool = False) -> Any:
     """How much each token's vector changed (columns), after each layer (rows)."""
     axes = new_axes(None, 5.0 if narrow else 8.4, 3.2)
-    shown = axes.imshow(values, cmap=signed_colours(), norm=signed_range(values), aspect="auto")
+    shown = axes.imshow(values, cmap=signed_colors(), norm=signed_range(values), aspect="auto")
     shown.set_clim(-4 * values.max(), 4 * values.max())  # numbers stay legible on it
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, "0" if value == 0 else f"{value:.{2 - narrow}f}", ha="center", va="center", fontsize=8)
@@ -951,7 +951,7 @@ def readout(said: Sequence[Sequence[str]], surety: Any, tokens: Sequence[str], *
     """The logit lens: what the model would say after each token (columns) and layer (rows), and how surely."""
     start = len(tokens) - 5 if narrow else 0
     axes = new_axes(None, 5.0 if narrow else 9.6, 3.2)
-    axes.imshow(surety[:, start:], cmap=signed_colours(), norm=signed_range(surety, limit=1.6), aspect="auto")
+    axes.imshow(surety[:, start:], cmap=signed_colors(), norm=signed_range(surety, limit=1.6), aspect="auto")
     for depth, row in enumerate(said):
         for column, word in enumerate(row[start:]):
             axes.text(column, depth, word.strip() or "␣", ha="center", va="center", fontsize=8)
@@ -980,11 +980,11 @@ def dials(at: Any, places: Sequence[tuple[int, int]], dials: Sequence[int]) -> A
         for column, i in enumerate(dials):
             x = 1.45 + 0.98 * column
             axes.add_patch(Circle((x, y), 0.43, facecolor="none", edgecolor=INK, linewidth=0.8))
-            for which, position, colour in ((0, q_at, BLUE), (1, k_at, GREEN)):
+            for which, position, color in ((0, q_at, BLUE), (1, k_at, GREEN)):
                 for t, shade, width in ((0, "55", 1.0), (position, "", 1.8)):  # before the rotation, after it
                     hand = at[which, t, [i, i + half]]
                     hand = 0.38 * hand / np.linalg.norm(hand)
-                    _arrow(axes, (x, y), (x + hand[0], y + hand[1]), f"{colour}{shade}", width=width)
+                    _arrow(axes, (x, y), (x + hand[0], y + hand[1]), f"{color}{shade}", width=width)
         score = float(at[0, q_at] @ at[1, k_at])
         _note(axes, 5.3, y, f"{score:.2f}".replace("-", "−"), fontsize=10)
     _note(axes, 2.65, 0.08, "blue: query, green: key, pale: before the rotation; all hands are drawn equally long")

@@ -10,7 +10,7 @@ from refdiff.bench.rows import parse_rows
 from refdiff.viz.appearance import MARKERS, SERIES, STYLES, legend, new_figure, style_axes
 
 SIDES = ("refdiff", "transformers", "stored")
-"""The sides that are drawn. The order gives their colours."""
+"""The sides that are drawn. The order gives their colors."""
 
 PANELS = (
     ("prefill", "size", "reading a prompt", "tokens of the prompt", "seconds"),

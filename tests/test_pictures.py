@@ -22,7 +22,7 @@ SHOWN = {"needle": (ROOT / "README.md", "notebooks/pictures"), "speed": (GUIDE, 
 
 @pytest.fixture(scope="module")
 def pictures() -> Iterator[ModuleType]:
-    """The script as a module, and its neighbours, which are there for these tests alone."""
+    """The script as a module, and its neighbors, which are there for these tests alone."""
     sys.path.insert(0, str(ROOT / "notebooks"))
     try:
         yield importlib.import_module("pictures")

@@ -170,7 +170,7 @@ def _set(parts: list[_Part], at: int, part: _Part, pieces: list[tuple[str, str]]
 
 
 def _joined(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Neighbours of a kind in one; a number belongs to the mathematics that it touches, or else to the words."""
+    """Neighbors of a kind in one; a number belongs to the mathematics that it touches, or else to the words."""
     for at, (kind, text) in enumerate(pieces):
         if kind == "number":
             sides = [pieces[i][0] for i in (at - 1, at + 1) if 0 <= i < len(pieces)]

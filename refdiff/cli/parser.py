@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "add_help": False, "formatter_class": _Formatter, **kwargs})
-        self.color = False  # of Python 3.14, which would colour some lines and not others
+        self.color = False  # of Python 3.14, which would color some lines and not others
         self.examples = ""
         self.brief: Collection[str] | None = None
         self.aliases: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""The style of the figures: a transparent background, and colours with contrast on white and on dark pages.
+"""The style of the figures: a transparent background, and colors with contrast on white and on dark pages.
 
-Zero is transparent. Positive numbers are blue and negative ones orange, which people with any kind of colour vision can
+Zero is transparent. Positive numbers are blue and negative ones orange, which people with any kind of color vision can
 distinguish. `tests/viz/test_appearance.py` measures both properties.
 """
 
@@ -20,7 +20,7 @@ INK = "#777777"
 BLUE, ORANGE, GREEN, PURPLE = "#1f80c0", "#d9600a", "#12976c", "#b565a0"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 STYLES = ("-", "--", "-.", ":")
-"""Line styles, so that series differ not only in colour."""
+"""Line styles, so that series differ not only in color."""
 MARKERS = ("o", "s", "^", "D")
 
 _MAX_TICKS = 72
@@ -74,24 +74,24 @@ def style_axes(axes: Axes) -> Axes:
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """Add a legend in the colour `INK`."""
+    """Add a legend in the color `INK`."""
     axes.legend(frameon=False, labelcolor=INK, fontsize="small", **options)
 
 
-def signed_colours() -> Colormap:
-    """Return the colour map: blue above zero, orange below, transparent at zero, with opacity √|x|.
+def signed_colors() -> Colormap:
+    """Return the color map: blue above zero, orange below, transparent at zero, with opacity √|x|.
 
     The square root makes a weight of 0.04 visible beside one of 1.
     """
     from matplotlib.colors import ListedColormap, to_rgb
 
     at = np.linspace(-1, 1, 511)
-    colours = np.where(at[:, None] < 0, to_rgb(ORANGE), to_rgb(BLUE))
-    return ListedColormap(np.column_stack([colours, np.sqrt(np.abs(at))]), name="signed")
+    colors = np.where(at[:, None] < 0, to_rgb(ORANGE), to_rgb(BLUE))
+    return ListedColormap(np.column_stack([colors, np.sqrt(np.abs(at))]), name="signed")
 
 
 def signed_range(*arrays: Any, limit: float | None = None) -> Normalize:
-    """Return the scale from −limit to limit, beyond which colours are full.
+    """Return the scale from −limit to limit, beyond which colors are full.
 
     The default limit is the 99 % quantile of the sizes other than 0. The largest weights would set too large a limit:
     they belong to the first queries of a causal map, which have few keys.
@@ -105,7 +105,7 @@ def signed_range(*arrays: Any, limit: float | None = None) -> Normalize:
     if not np.isfinite(sizes).all():
         raise ValueError("maps: got numbers that are not finite; check the weights, or compute in float32")
     if limit is not None and not limit > 0:
-        raise ValueError(f"limit: got {limit}, expected above 0, the size with full colour")
+        raise ValueError(f"limit: got {limit}, expected above 0, the size with full color")
     sizes = sizes[sizes > 0]
     if limit is None:
         limit = float(np.quantile(sizes, 0.99)) if sizes.size else 1.0
@@ -158,9 +158,9 @@ def use_integer_ticks(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def depth_colours(count: int) -> list[tuple[float, ...]]:
-    """Return a colour for each of `count` layers, from blue for the first to orange for the last."""
+def depth_colors(count: int) -> list[tuple[float, ...]]:
+    """Return a color for each of `count` layers, from blue for the first to orange for the last."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colour_map = LinearSegmentedColormap.from_list("depth", [BLUE, PURPLE, ORANGE])
-    return [colour_map(i / max(count - 1, 1)) for i in range(count)]
+    color_map = LinearSegmentedColormap.from_list("depth", [BLUE, PURPLE, ORANGE])
+    return [color_map(i / max(count - 1, 1)) for i in range(count)]

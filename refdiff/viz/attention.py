@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from refdiff.model.outputs import ModelOutput
-from refdiff.viz.appearance import INK, name_ticks, new_figure, signed_colours, signed_range, style_axes
+from refdiff.viz.appearance import INK, name_ticks, new_figure, signed_colors, signed_range, style_axes
 from refdiff.viz.maps import MAPS, AttentionMaps, as_maps
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def plot_attention(
         layer, pair: the maps to draw; None is the mean over all layers or pairs.
         tokens: labels of the tokens (default: those of the maps, or for an output the positions).
         variant: `model.config.variant` of the model that gave the output.
-        limit: the size with full colour (default: the 99 % quantile of the weights other than 0).
+        limit: the size with full color (default: the 99 % quantile of the weights other than 0).
 
-    All maps share one colour scale, with zero in its middle. A Llama has one map.
+    All maps share one color scale, with zero in its middle. A Llama has one map.
     """
     maps = as_maps(maps, tokens, variant)
     side = min(max(0.14 * len(maps.tokens), 2.6), 9.0)
@@ -53,7 +53,7 @@ def plot_attention(
         name_ticks(axes, maps.queries, "y")
         axes.set_xlabel("key", color=INK)
     grid[0].set_ylabel("query", color=INK)
-    _colour_bar(figure, image, list(grid))
+    _color_bar(figure, image, list(grid))
     figure.suptitle(maps.title(layer, pair), fontsize=11, color=INK)
     return figure
 
@@ -67,7 +67,7 @@ def plot_attention_grid(
     limit: float | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Draw one of the three maps ("first", "second", "difference") of every layer and pair on one colour scale.
+    """Draw one of the three maps ("first", "second", "difference") of every layer and pair on one color scale.
 
     Layers go down, with the λ of each, and pairs across. The outer axes have labels if there are at most 16 tokens. The
     other arguments are those of `plot_attention`.
@@ -96,7 +96,7 @@ def plot_attention_grid(
                 name_ticks(axes, maps.tokens, "x")
             if j == 0:
                 name_ticks(axes, maps.queries, "y")
-    _colour_bar(figure, image, list(grid.flat))
+    _color_bar(figure, image, list(grid.flat))
     figure.suptitle(MAPS[name] if maps.second is not None else "A", fontsize=11, color=INK)
     return figure
 
@@ -107,11 +107,11 @@ def _draw(axes: Axes, values: Any, norm: Any) -> AxesImage:
         axes.spines[side].set_visible(True)
     for spine in axes.spines.values():
         spine.set_linewidth(0.5)
-    return axes.imshow(values, cmap=signed_colours(), norm=norm, interpolation="nearest", aspect="auto")
+    return axes.imshow(values, cmap=signed_colors(), norm=norm, interpolation="nearest", aspect="auto")
 
 
-def _colour_bar(figure: Figure, image: AxesImage, beside: list[Axes]) -> None:
-    """Add a colour bar with an image in it: matplotlib's own bar has seams where colours are transparent."""
+def _color_bar(figure: Figure, image: AxesImage, beside: list[Axes]) -> None:
+    """Add a color bar with an image in it: matplotlib's own bar has seams where colors are transparent."""
     import numpy as np
 
     bar: Any = figure.colorbar(image, ax=beside, extend="both", fraction=0.05, pad=0.02, aspect=30)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from refdiff.training.checkpoint import read_log
-from refdiff.viz.appearance import BLUE, INK, ORANGE, depth_colours, legend, new_figure, style_axes
+from refdiff.viz.appearance import BLUE, INK, ORANGE, depth_colors, legend, new_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,11 +54,11 @@ def _draw_lambdas(axes: Any, records: list[Mapping[str, Any]]) -> None:
     """Draw a line for each layer, with its number at the end."""
     steps = [r["step"] for r in records]
     count = len(records[0]["lambdas"])
-    for layer, colour in enumerate(depth_colours(count)):
+    for layer, color in enumerate(depth_colors(count)):
         values = [r["lambdas"][layer] for r in records]
-        axes.plot(steps, values, color=colour, linewidth=1.2, label=f"layer {layer}")
+        axes.plot(steps, values, color=color, linewidth=1.2, label=f"layer {layer}")
         axes.annotate(
-            f"{layer}", (steps[-1], values[-1]), xytext=(4, 0), textcoords="offset points", color=colour, fontsize=8,
+            f"{layer}", (steps[-1], values[-1]), xytext=(4, 0), textcoords="offset points", color=color, fontsize=8,
             va="center",
         )  # fmt: skip
     axes.set_xlabel("step")

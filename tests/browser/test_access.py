@@ -20,7 +20,7 @@ def test_by_keyboard_alone(browser: Chromium, page_of: PageOf) -> None:
         if stop in stops or not stop:
             break
         stops.append(stop)
-    assert stops == ["theme", "layer", "pair", "threshold", "colour", "option", "order", "group", "layer 0, pair 0"]
+    assert stops == ["theme", "layer", "pair", "threshold", "color", "option", "order", "group", "layer 0, pair 0"]
     browser.run("grid.querySelector('[tabindex=\"0\"]').focus()")  # the last Tab has left the page
     browser.press("ArrowRight")  # on to pair 1, which Enter chooses
     browser.press("Enter")

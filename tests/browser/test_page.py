@@ -17,7 +17,7 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, var
     maps = drawn_maps(variant)
     browser.open(page_of(maps))
     expect(browser, maps, None, None, 7)
-    assert browser.run("document.getElementById('colours').offsetHeight > 0") == (variant != "plain")
+    assert browser.run("document.getElementById('colors').offsetHeight > 0") == (variant != "plain")
     for layer, pair in itertools.product((None, 0, 1, 2), (None, 0, 1)):
         pick(browser, layer=layer, pair=pair)
         for query in (0, 3, 7):
@@ -59,7 +59,7 @@ def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_are_signs_and_sizes(browser: Chromium, page_of: PageOf, scheme: str) -> None:
+def test_colors_are_signs_and_sizes(browser: Chromium, page_of: PageOf, scheme: str) -> None:
     maps = drawn_maps(tokens=tuple(f"·w{i}" for i in range(30)))
     browser.open(page_of(maps, layer=1, pair=0), scheme=scheme)
     full = number(text(browser, "scale-high").split(" ")[0])
@@ -78,9 +78,9 @@ def test_colours_are_signs_and_sizes(browser: Chromium, page_of: PageOf, scheme:
         values = maps.map(name, 1, 0)
         strong = np.sqrt(np.minimum(np.abs(values) / full, 1))
         np.testing.assert_allclose(pixels[..., 3], np.where(np.tri(30), 255 * strong, 0), atol=2)
-        for sign, colour in ((1, plus), (-1, minus)):
+        for sign, color in ((1, plus), (-1, minus)):
             clear = (values * sign > 0) & (strong > 0.3)
-            assert np.abs(pixels[clear][:, :3] - colour).max(initial=0) <= 3  # the canvas rounds by its alpha
+            assert np.abs(pixels[clear][:, :3] - color).max(initial=0) <= 3  # the canvas rounds by its alpha
 
 
 def test_the_threshold_hides_what_is_below_it_in_every_map(browser: Chromium, page_of: PageOf) -> None:

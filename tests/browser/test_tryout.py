@@ -147,7 +147,7 @@ def test_a_traceback_shows_the_lines_of_the_cell_alone(page: Chromium) -> None:
     assert page.run("document.getElementById('cell-exercise').closest('.cell').classList.contains('wrong')")
 
 
-def test_the_editor_indents_colours_and_runs(page: Chromium) -> None:
+def test_the_editor_indents_colors_and_runs(page: Chromium) -> None:
     change(page, "cell-exercise", "for i in range(2):")
     page.run("(() => {const t = document.getElementById('cell-exercise'); t.focus(); t.setSelectionRange(99, 99)})()")
     page.press("Enter")

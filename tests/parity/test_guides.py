@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from tests.oracle.test_from_c import build
 from tests.oracle.test_guides import blocks, run_all, run_python
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +54,9 @@ MISTAKES = {
     "jax": ("jnp.repeat(x, q.shape[1] // x.shape[1], axis=1)", "jnp.tile(x, (1, 4, 1, 1))", "key_heads_tiled"),
     "mlx": ("/ q.shape[-1] ** 0.5", "/ q.shape[-1]", "scores_scaled_twice"),
     "triton": ("keys[None, :] <= rows[:, None] + S - T", "keys[None, :] < rows[:, None] + S - T", "own_key_masked"),
+    "cuda": ("", "-DMISTAKE", "one_future_key_visible"),
 }
-"""For each guide, a part of its test or kernel, what a mistake puts there, and its name."""
+"""For each guide, a part of its test or kernel, what a mistake puts there, and its name; in C, a flag of the compiler."""
 
 
 @pytest.mark.parametrize("guide", MISTAKES)
@@ -70,10 +72,15 @@ def test_two_lines_of_a_test_change(guide: str, tmp_path: Path, outside: dict[st
         (tmp_path / name).mkdir()
         for file, text in {**kernels, "test_mine.py": "\n".join(code)}.items():
             (tmp_path / name / file).write_text(text, encoding="utf-8")
+        if guide == "cuda":
+            build("c", tmp_path / name / "libattend.so")
     assert "1 passed" in run_pytest(tmp_path / "before", outside)
     assert "1 passed" in run_pytest(tmp_path / "after", outside)
-    (file,) = (path for path in (tmp_path / "after").glob("*.py") if old in path.read_text(encoding="utf-8"))
-    file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    if guide == "cuda":
+        build("c", tmp_path / "after" / "libattend.so", new)
+    else:
+        (file,) = (path for path in (tmp_path / "after").glob("*.py") if old in path.read_text(encoding="utf-8"))
+        file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     said = run_pytest(tmp_path / "after", outside)
     assert "1 failed" in said
     assert f"diagnosis: unique: {name_of_it}\n" in said, said

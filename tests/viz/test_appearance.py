@@ -1,4 +1,4 @@
-"""Colours are read on both kinds of page and with any kind of colour vision; zero stands in the middle."""
+"""Colors are read on both kinds of page and with any kind of color vision; zero stands in the middle."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from refdiff.viz.appearance import (
     INK,
     ORANGE,
     SERIES,
-    depth_colours,
+    depth_colors,
     name_ticks,
     new_axes,
-    signed_colours,
+    signed_colors,
     signed_range,
 )
 
@@ -33,10 +33,10 @@ VISION = {
 }
 
 
-def linear(colour: Any) -> np.ndarray[Any, Any]:
+def linear(color: Any) -> np.ndarray[Any, Any]:
     from matplotlib.colors import to_rgb
 
-    c = np.array(to_rgb(colour))
+    c = np.array(to_rgb(color))
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
@@ -56,26 +56,26 @@ def lab(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("page", PAGES)
 def test_text_and_lines_stand_out_on_both_pages(page: str) -> None:
     assert contrast(INK, page) >= 4.0
-    for colour in (*SERIES, *depth_colours(6)):
-        assert contrast(colour, page) >= 3.0
+    for color in (*SERIES, *depth_colors(6)):
+        assert contrast(color, page) >= 3.0
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_colours_differ_for_every_kind_of_colour_vision(vision: str) -> None:
-    seen = {colour: lab(np.array(VISION[vision]) @ linear(colour)) for colour in SERIES}
+def test_colors_differ_for_every_kind_of_color_vision(vision: str) -> None:
+    seen = {color: lab(np.array(VISION[vision]) @ linear(color)) for color in SERIES}
     assert np.linalg.norm(seen[BLUE] - seen[ORANGE]) > 40
     assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(SERIES, 2)) > 10
 
 
-def test_zero_has_no_colour_and_the_signs_are_alike() -> None:
+def test_zero_has_no_color_and_the_signs_are_alike() -> None:
     from matplotlib.colors import to_rgb
 
-    colours, norm = signed_colours(), signed_range(np.array([-0.2, 0.5]), limit=0.5)
-    assert colours(norm(0.0))[3] == 0
-    assert colours(norm(0.5)) == (*to_rgb(BLUE), 1)
-    assert colours(norm(-0.5)) == (*to_rgb(ORANGE), 1)
-    np.testing.assert_allclose(colours(norm(0.125))[3], 0.5, atol=0.01)  # the root of a quarter
-    np.testing.assert_allclose(colours(norm(-0.125))[3], 0.5, atol=0.01)
+    colors, norm = signed_colors(), signed_range(np.array([-0.2, 0.5]), limit=0.5)
+    assert colors(norm(0.0))[3] == 0
+    assert colors(norm(0.5)) == (*to_rgb(BLUE), 1)
+    assert colors(norm(-0.5)) == (*to_rgb(ORANGE), 1)
+    np.testing.assert_allclose(colors(norm(0.125))[3], 0.5, atol=0.01)  # the root of a quarter
+    np.testing.assert_allclose(colors(norm(-0.125))[3], 0.5, atol=0.01)
 
 
 def test_errors() -> None:

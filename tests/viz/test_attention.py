@@ -16,7 +16,7 @@ from .conftest import render
 
 
 def images(figure: Any) -> list[Any]:
-    """The pictures of a figure without its colour bar's, in the order of the axes."""
+    """The pictures of a figure without its color bar's, in the order of the axes."""
     return [axes.images[0] for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
 

@@ -1,4 +1,4 @@
-/** A text area that shows Python in colours: the coloured words lie behind it, and its own are transparent. */
+/** A text area that shows Python in colors: the colored words lie behind it, and its own are transparent. */
 
 const WORDS = new RegExp([
   "(?<comment>#.*)",
@@ -8,7 +8,7 @@ const WORDS = new RegExp([
 ].join("|"), "gu");
 
 /** The same text in spans, each with what it is as its class. */
-function coloured(text) {
+function colored(text) {
   const made = document.createDocumentFragment();
   let last = 0;
   for (const match of text.matchAll(WORDS)) {
@@ -22,12 +22,12 @@ function coloured(text) {
   return made;
 }
 
-/** Colour a text area, and indent a new line as the one before it. Tab leaves it, as everywhere on the web. */
+/** Color a text area, and indent a new line as the one before it. Tab leaves it, as everywhere on the web. */
 export function edit(area, run) {
   const behind = document.createElement("pre");
   behind.setAttribute("aria-hidden", "true");
   area.before(behind);
-  const draw = () => behind.replaceChildren(coloured(area.value));
+  const draw = () => behind.replaceChildren(colored(area.value));
   area.addEventListener("input", draw);
   area.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.isComposing) return;

@@ -25,7 +25,7 @@ from refdiff.layers.plain_heads import concat_heads
 from refdiff.layers.softmax import broadcasts_to
 
 AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
-"""`Axes` of attention.cuh: distances in elements between neighbours along an axis, 0 where all share one."""
+"""`Axes` of attention.cuh: distances in elements between neighbors along an axis, 0 where all share one."""
 
 SHAPE = np.dtype(
     [("length", np.int64)]

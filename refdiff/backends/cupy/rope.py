@@ -10,7 +10,7 @@ from refdiff.arrays import Array, namespace
 from refdiff.backends.cupy.device import NUMBERS, Runtime, contiguous
 
 STEPS = np.dtype([(name, np.int64) for name in ("batch", "head", "row")])
-"""`Steps` of rope.cu: distances in elements between neighbours along an axis."""
+"""`Steps` of rope.cu: distances in elements between neighbors along an axis."""
 
 APPEND = np.dtype(
     [("length", np.int64)]

@@ -27,7 +27,7 @@ def decode_attention(
     """Multiply few queries by a tile of keys at a time, and the difference of the maps by a tile of values.
 
     The maximum of a row is subtracted only where scores are large or the keys few; see attention_scores.py. Each
-    sequence goes by its own scores, not by its neighbours'.
+    sequence goes by its own scores, not by its neighbors'.
 
     Args:
         maps: queries (B, maps, H, T, d) and keys (B, maps, K, S, d), of both maps at once or one after the other.

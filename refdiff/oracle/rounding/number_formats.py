@@ -63,7 +63,7 @@ def round_to(x: Numpy, name: str) -> Numpy:
     Numbers beyond the type's range become ±∞, numbers below it subnormals or zeros with the sign of `x`. NaN stays.
 
     Equation:
-        q ⌊x / q⌉, where q is the distance of neighbours in the type at |x|. Adding and subtracting 1.5 · 2⁵² q rounds a
+        q ⌊x / q⌉, where q is the distance of neighbors in the type at |x|. Adding and subtracting 1.5 · 2⁵² q rounds a
         float64 to a multiple of q
 
     Raises:

@@ -63,13 +63,13 @@ class Maps {
   }
 }
 
-/* How strongly a value is coloured, from 0 to 1: the root of its share of what has full colour. */
+/* How strongly a value is colored, from 0 to 1: the root of its share of what has full color. */
 function strength(value, full) {
   return Math.sqrt(Math.min(Math.abs(value) / full, 1));
 }
 
-/* What has full colour in a view: 99 of 100 weights are below it, since the first few queries can only look at few keys. */
-function fullColour(view) {
+/* What has full color in a view: 99 of 100 weights are below it, since the first few queries can only look at few keys. */
+function fullColor(view) {
   const sizes = Float64Array.from(Object.values(view).flatMap((map) => Array.from(map, Math.abs))).sort();
   return sizes[Math.floor(0.99 * (sizes.length - 1))] || 1;
 }

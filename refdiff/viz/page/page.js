@@ -12,13 +12,13 @@ const state = {
   pair: data.pair ?? -1,
   query: maps.size - 1,
   preview: null,
-  colour: result,
+  color: result,
   threshold: 0,
   order: "",
 };
 let view = maps.view(state.layer, state.pair);
-let full = fullColour(view);
-const colours = { plus: "", minus: "" };
+let full = fullColor(view);
+const colors = { plus: "", minus: "" };
 
 const $ = (id) => document.getElementById(id);
 const shown = () => state.preview ?? state.query;
@@ -37,7 +37,7 @@ function element(tag, properties = {}, children = []) {
 }
 
 function rgba(value) {
-  const [r, g, b] = colours[value < 0 ? "minus" : "plus"];
+  const [r, g, b] = colors[value < 0 ? "minus" : "plus"];
   return `rgba(${r}, ${g}, ${b}, ${strength(value, full).toFixed(3)})`;
 }
 
@@ -67,11 +67,11 @@ function build() {
     $(id).addEventListener("change", () => choose({ [id]: Number($(id).value) }));
   }
   for (const name of maps.names) {
-    const radio = element("input", { type: "radio", name: "colour", value: name, checked: name === state.colour });
-    radio.addEventListener("change", () => choose({ colour: name }));
-    $("colours").append(element("label", {}, [radio, ` ${titles[name]}`]));
+    const radio = element("input", { type: "radio", name: "color", value: name, checked: name === state.color });
+    radio.addEventListener("change", () => choose({ color: name }));
+    $("colors").append(element("label", {}, [radio, ` ${titles[name]}`]));
   }
-  $("colours").hidden = !maps.paired;
+  $("colors").hidden = !maps.paired;
   $("threshold").addEventListener("input", () => choose({ threshold: Number($("threshold").value) }));
   $("order").addEventListener("change", () => choose({ order: $("order").value }));
   data.tokens.forEach((token, i) => {
@@ -94,7 +94,7 @@ function build() {
   $("guide").className = variant;
   $("precision").textContent =
     `Weights are kept in 16 bits: what is shown is within ${(data.error + 0.00005).toFixed(5)} of the model’s own. ` +
-    "Colours grow with the root of a value, bars with the value. Made by refdiff attention; nothing is loaded from elsewhere.";
+    "Colors grow with the root of a value, bars with the value. Made by refdiff attention; nothing is loaded from elsewhere.";
 }
 
 function buildFigure(name) {
@@ -193,7 +193,7 @@ function choose(change) {
   if (Object.keys(change).every((name) => before[name] === state[name])) return;
   if (state.layer !== before.layer || state.pair !== before.pair) {
     view = maps.view(state.layer, state.pair);
-    full = fullColour(view);
+    full = fullColor(view);
     drawAll();
   } else if ("threshold" in change) {
     drawAll();
@@ -228,7 +228,7 @@ function drawMap(canvas, map, most) {
     for (let key = 0; key <= query; key++) {
       const value = map[maps.at(query, key)];
       if (!visible(value)) continue;
-      image.data.set([...colours[value < 0 ? "minus" : "plus"], 255 * strength(value, most)], 4 * (query * maps.size + key));
+      image.data.set([...colors[value < 0 ? "minus" : "plus"], 255 * strength(value, most)], 4 * (query * maps.size + key));
     }
   }
   context.putImageData(image, 0, 0);
@@ -237,14 +237,14 @@ function drawMap(canvas, map, most) {
 function drawThumbnails() {
   for (const button of $("grid").querySelectorAll("button")) {
     const one = maps.view(Number(button.dataset.layer), Number(button.dataset.pair));
-    drawMap(button.firstChild, one[result], fullColour(one));
+    drawMap(button.firstChild, one[result], fullColor(one));
   }
 }
 
 function drawQuery() {
   const query = shown();
   [...$("tokens").children].forEach((option, key) => {
-    const value = key <= query ? view[state.colour][maps.at(query, key)] : 0;
+    const value = key <= query ? view[state.color][maps.at(query, key)] : 0;
     option.style.backgroundColor = key <= query && visible(value) ? rgba(value) : "transparent";
     option.classList.toggle("query", key === query);
     option.classList.toggle("later", key > query);
@@ -342,11 +342,11 @@ function say() {
   $("status").textContent = `The chosen token, ${quoted(query)}, looks: ${looks.join("; ")}.`;
 }
 
-function recolour() {
+function recolor() {
   for (const sign of ["plus", "minus"]) {
     const probe = element("span", { className: `probe-${sign}` });
     document.body.append(probe);
-    colours[sign] = getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
+    colors[sign] = getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
     probe.remove();
   }
   drawThumbnails();
@@ -355,9 +355,9 @@ function recolour() {
 
 $("theme").addEventListener("change", () => {
   document.documentElement.dataset.theme = $("theme").value;
-  recolour();
+  recolor();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor);
 build();
-recolour();
+recolor();
 say();

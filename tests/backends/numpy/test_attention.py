@@ -54,15 +54,15 @@ def test_every_code_path_equals_the_layer_for_scores_of_any_size(taken, T, S, wa
     ],
 )  # fmt: skip
 def test_items_of_a_batch_do_not_see_each_other(taken, T, S, kernels, way):
-    """To the last bit, whatever the neighbour has: large scores, NaN or infinite numbers."""
+    """To the last bit, whatever the neighbor has: large scores, NaN or infinite numbers."""
     calm, steep = ([np.asarray(x, np.float32) for x in streams(2, 4, 2, T, S, 32, 64, s)] for s in (1.0, 90.0))
     with kernels.inference_scope(), np.errstate(all="ignore"):
         alone, other = (kernels.diff_attention(*x) for x in (calm, steep))
-        for neighbour in (steep, [np.full_like(x, np.nan) for x in steep], [np.full_like(x, np.inf) for x in steep]):
-            mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], neighbour[:5], strict=True)]
+        for neighbor in (steep, [np.full_like(x, np.nan) for x in steep], [np.full_like(x, np.inf) for x in steep]):
+            mixed = [np.concatenate([x[:1], y[1:]]) for x, y in zip(calm[:5], neighbor[:5], strict=True)]
             found = kernels.diff_attention(*mixed, calm[5])
             np.testing.assert_array_equal(found[0], alone[0])
-            if neighbour is steep:
+            if neighbor is steep:
                 np.testing.assert_array_equal(found[1], other[1])
     assert taken == [way] * 5
 

@@ -1,4 +1,4 @@
-"""Every sixteen-bit number, every midpoint between two, and their neighbours; any other number as fractions round."""
+"""Every sixteen-bit number, every midpoint between two, and their neighbors; any other number as fractions round."""
 
 from __future__ import annotations
 

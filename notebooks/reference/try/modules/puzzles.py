@@ -25,7 +25,7 @@ def given() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What `judge` found: in a page, the name of the mistake stands behind "Show a hint"."""
 
     text: str
@@ -39,7 +39,7 @@ class Judgement:
         return html.escape(self.text) + hint
 
 
-def judge(number: int, kernel: Callable[..., Any]) -> Judgement:
+def judge(number: int, kernel: Callable[..., Any]) -> Judgment:
     """Say where a kernel is wrong, and note a puzzle that is solved."""
     for what, inputs in given().items():
         try:
@@ -52,12 +52,12 @@ def judge(number: int, kernel: Callable[..., Any]) -> Judgement:
             verdict = oracle.check(out, SPEC, inputs, recipe="float32")
         except (TypeError, ValueError) as error:  # no array, or one of another shape: the oracle says which
             text = f"On {what} your kernel returned what cannot be judged:\n  {error}"
-            return Judgement(f"Puzzle {number}: not solved. {text}")
+            return Judgment(f"Puzzle {number}: not solved. {text}")
         if verdict.status != "pass":
             text = f"On {what}:\n  {_place(np.asarray(out), inputs, verdict)}"
-            return Judgement(f"Puzzle {number}: not solved. {text}", _mistake(out, inputs))
+            return Judgment(f"Puzzle {number}: not solved. {text}", _mistake(out, inputs))
     solved.add(number)
-    return Judgement(f"Puzzle {number}: solved ✓ On both inputs every row is as near to the truth as float32 allows.")
+    return Judgment(f"Puzzle {number}: solved ✓ On both inputs every row is as near to the truth as float32 allows.")
 
 
 def _place(out: Any, inputs: dict[str, Any], verdict: oracle.Verdict) -> str:
