@@ -19,7 +19,7 @@
 # You will build a plain Transformer first, in NumPy, and see what the authors of the Differential Transformer set out
 # to fix (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)). On a real sentence, one head of a
 # plain model finds the two words that we look for, and still spends 44 % of its attention elsewhere. Then you change
-# one block, and see what that does to the same row.
+# one block, and look for the same words in a model of the new kind.
 #
 # You need to know NumPy, and that a language model predicts the next token. Allow 30 minutes. The code of this chapter
 # is also one file, [tiny.py](tiny.py), and the [glossary](reference/guides/glossary.md) explains every term.
@@ -158,7 +158,7 @@ print("result ", (shares @ values).round(2), "= (royal, asleep)")
 # function.
 #
 # *Scale.* The dot product of two vectors of $d$ numbers is a sum of $d$ products. Scores are divided by $\sqrt d$, so
-# that they are of about one size whatever $d$ is.
+# that their typical size does not grow with $d$.
 #
 # *Mask.* A token may look only at itself and at earlier tokens, since the model must predict what
 # comes later. `np.tri` is true at and below the diagonal. Elsewhere the score becomes −∞, and the weight exactly 0.
@@ -314,7 +314,7 @@ def model(ids, weights, config):
 
 
 # %% [markdown]
-# The plain model has a twin, as large as it is and trained on the same tales. What does it have that the plain model
+# A differential model of nearly the same size was trained on the same tales. What does it have that the plain model
 # lacks?
 
 # %%
@@ -364,14 +364,17 @@ sketches.difference_shapes(normed, q, k, v, lambda_, config["rms_norm_eps"], pai
 first, second, difference = rows[best]
 share = first[needed].sum(), np.abs(difference[needed]).sum() / np.abs(difference).sum()
 negative = np.maximum(-difference, 0).sum() / np.abs(difference).sum()
-print(f"'son', 'son', and 'king': {share[0]:.0%} of A₁, {second[needed].sum():.0%} of A₂, {share[1]:.0%} after")
+print(
+    f"'son', 'son', and 'king': {share[0]:.0%} of A₁, {second[needed].sum():.0%} of A₂, {share[1]:.0%} of |A₁ − λ A₂|"
+)
 print(f"{negative:.0%} of the difference's total |weight| is negative")
 sketches.token_bars(tokens, {"A₁": first, f"{lambda_:.2f} A₂": lambda_ * second, "difference": difference}, needed)
 
 # %% [markdown]
-# Subtraction does here what the paper wants: the words that matter gain a little, from 20 to 25 %. It does not do
-# much. No pair of this model has learned to look for them as the head of the plain model has, with its 56 %. One row
-# proves nothing either way. Chapter 03 looks at thousands of rows.
+# Subtraction does here what the paper wants: the words that we chose gain a little, from 20 to 25 %. It does not do
+# much. No pair of this model finds these words as well as the head of the plain model does, with its 56 %. But they are
+# two models, trained apart, and we chose the best head of each. One row proves nothing either way. Chapter 03 looks at
+# thousands of rows.
 #
 # ## The next word
 #

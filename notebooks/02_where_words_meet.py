@@ -163,9 +163,9 @@ sketches.last_rows(last[[0, 1, 3]], tokens, {1: "λ < 0: added", 2: "λ > 1"}, n
 
 # %% [markdown]
 # A row of the picture sums to 1 − λ, which is more than 1 in layer 1. In layer 0 all three pairs look at "three"
-# itself. In layer 1 they prefer three different words. That is what several heads are for: one softmax cannot give each
-# of three words most of its weight. Only a model with a difference can produce orange cells, tokens whose values are
-# *subtracted*.
+# itself. In layer 1 they prefer three different tokens. That is what several heads are for: one softmax cannot give
+# each of three words most of its weight. Only a model with a difference can produce orange cells, tokens whose values
+# are *subtracted*.
 #
 # Two layers hold a surprise. In layer 1 nothing is orange: training has made its λ negative, so $A_1 - \lambda A_2$
 # *adds* the second map. In layer 3 λ is above 1, so the second map is the stronger one and most of the weight is
@@ -206,7 +206,8 @@ tiny.rope, tiny.attention_map = rope, masked
 #
 # ## RoPE: dials that turn with the position
 #
-# RoPE (Su et al. 2021, eq. 34) takes the numbers of a query or key two at a time: number $i$ with number $i + d/2$. The
+# RoPE (Su et al. 2021) takes the numbers of a query or key two at a time. The paper takes neighbors, eq. 34; Llama and
+# DiffLlama take number $i$ with number $i + d/2$. The
 # two are the coordinates $(a, b)$ of a hand on a dial. At position $t$ the hand of dial $i$ is rotated by
 # $t\,\theta_i$:
 #
@@ -214,9 +215,9 @@ tiny.rope, tiny.attention_map = rope, masked
 # \theta_i = \mathrm{base}^{-2i/d}$$
 #
 # With base 10,000, dial 0 turns fast and the last dial hardly at all. The dot product of two hands is the product of
-# their lengths times the cosine of the angle *between* them. So a score depends on how many positions the key stands
-# before the query, and not on where the two stand. In the picture, the second line moves both by 50 positions, and the
-# third moves only the query.
+# their lengths times the cosine of the angle *between* them, and the score is the sum over all dials. So it depends on
+# how far the key is behind the query, and not on where the two stand. In the picture, the second line moves both by 50
+# positions, and the third moves only the query.
 
 # %%
 rng = np.random.default_rng(2)
@@ -242,13 +243,14 @@ print(f"a full turn takes {wavelengths[0]:.1f} tokens on dial 0, {wavelengths[-1
 print(f"{(wavelengths > 512).sum()} of {d // 2} dials make no full turn within the 512 tokens of training")
 
 # %% [markdown]
-# In a text longer than any of training, the slow dials reach angles that the model has never seen. The guide on
+# In a text longer than those of training, the slow dials reach angles that the model has never seen. The guide on
 # [long texts](guide_long_texts.ipynb) shows what that costs, and two remedies.
 #
 # ## Break it
 #
 # This model was trained with RoPE. How much does it rely on its dials? We switch them off, let the model write 16
-# tokens, and measure the loss on the tale. (A model that is trained without them may learn to make do with the mask.)
+# tokens, and measure the loss on the first 256 tokens of the tale. (A model that is trained without them may learn to
+# make do with the mask.)
 
 # %%
 losses_of, stories = {}, {}
@@ -265,7 +267,7 @@ tiny.rope = rope
 # %% [markdown]
 # ## The answer
 #
-# **A token learns about others in attention only, layer by layer, and only from those before it; it knows their order
+# **A token learns about others only in attention, layer by layer, and only from those before it; it knows their order
 # because RoPE rotates queries and keys by position, so that every score depends on how far back a token stands, and in
 # part because of the mask.**
 #

@@ -67,9 +67,8 @@ sketches.sums({"A₁": first, "A₁ − λ A₂": difference}, values, queen, "q
 
 # %% [markdown]
 # **Weight by weight, "queen" loses: from 44 % to 37 %. In what the weights add up to, "queen" gains: from 53 % to
-# 81 %.** The picture shows why. By $A_1$ alone, the other tokens add up to an arrow nearly in the direction of the
-# average value, and they pull the output there. The broad second map, times λ, has that arrow too. Subtraction takes it
-# away, and a little more.
+# 81 %.** The picture shows both sums to scale. By $A_1$ alone, the other tokens add up to nearly half of the output.
+# $A_2$ times λ has nearly the same sum of other tokens, so the subtraction takes most of it away.
 #
 # The gain of "queen" is large, and its direction is typical. In the three layers that subtract strongly, the
 # *favorite*, the token with the most weight, makes up about half of the output before the subtraction, and two thirds
@@ -208,7 +207,7 @@ sketches.strengths_by_layer(lambdas)
 # removes the factor λ, and $W^O$ can reverse the sign. So $A_2$ leads, and $A_1$ is subtracted with a strength of
 # 1/1.56 = 0.64. We call the map with the larger factor the *leading* map.
 #
-# **λ below 0 (layers 1 and 5) adds.** Nothing cancels there; the pair acts like one softmax that mixes two.
+# **λ below 0 (layers 1 and 5) adds.** Nothing cancels there: the pair is a weighted sum of two softmaxes.
 #
 # ## Do the two maps share their noise?
 #
@@ -295,7 +294,7 @@ sketches.group_bars(series, "the favorite's share of Σ|weight|")
 # And what part of the output does it make up?
 
 # %%
-(part_alone, part_after, rises), alike, common = favorite.measure(model, maps, tales)
+(part_alone, part_after, rises), alike, common, reach = favorite.measure(model, maps, tales)
 print("part of the output, leading map alone:", part_alone.round(2))
 print("part of the output, after subtraction:", part_after.round(2))
 rows_in = [f"layer {i}: {x:.0%}" for i, x in enumerate(rises)]
@@ -329,9 +328,10 @@ sketches.breadths(np.stack([spread_1, spread_2]), lambdas)
 # %% [markdown]
 # **The leading map is the sharper one in 17 of 18 pairs.** The other spreads over some 20 to 90 tokens. It is no copy
 # of the leading map's noise. But the values of a layer may have much in common. Then a sum over many tokens points the
-# same way whichever tokens they are. So we ask how long the average value is, compared with a typical one: unrelated
-# values would give about 0.06. And we compare the directions of three sums: the leading map's without its favorite, the
-# other map's without that token, and the average of the values of all tokens so far.
+# same way whichever tokens they are. So we ask three things. How long is the average value, compared with a typical
+# one? In a text of 256 tokens, unrelated values would give about 1/√256 = 0.06. What does a map's *noise*, the sum of
+# all tokens but the favorite, have in common with it? And how far does the noise reach along it, before the subtraction
+# and after?
 
 # %%
 print("length of the average value, in typical lengths:", common.round(2))
@@ -339,11 +339,18 @@ names = "noise of both maps", "leading map's noise, average", "other map's noise
 print("cosine, by layer")
 for name, cosines in zip(names, alike, strict=True):
     print(f"{name:30}", cosines.round(2))
+print("noise along the average, in its lengths")
+print(f"{'leading map alone':30}", reach[0].round(2))
+print(f"{'after the subtraction':30}", reach[1].round(2))
+series = {"leading map alone": subtracting(reach[0]), "after the subtraction": subtracting(reach[1])}
+sketches.group_bars(series, "noise along the average value, in its lengths")
 
 # %% [markdown]
-# **In layers 1 to 4, the average is more than half as long as a value, and the noise of both maps points in nearly its
-# direction.** That is the noise that the two maps share: not token by token, but in what they add up to. A broad map
-# can take it away without knowing which tokens are noise.
+# **The subtraction removes the average.** In layers 2 and 3 the noise reaches 0.56 and 0.58 of the average value's
+# length before the subtraction, and 0.02 and −0.02 after it. In layer 4 it overshoots, to −0.18. In these layers the
+# average is more than half as long as a value, and the noise of both maps points roughly its way, with cosines of 0.83
+# to 0.91. That is the noise that the two maps share: not token by token, but in what they add up to. A broad map takes
+# it away without knowing which tokens are noise. Layers 1 and 5 do the opposite and double it.
 #
 # ## Does the model need it?
 #
@@ -378,9 +385,8 @@ for name, changed in {
     print(f"  the {name:28} by {mean:+.3f} ± {half:.3f}")
 
 # %% [markdown]
-# For a single subtracted map each interval contains 0. In layers 2, 3 and 4, a cost of 0.01 could hide in it. All four
-# together cost
-# 0.059 ± 0.042, and the two added maps 0.057 ± 0.019. That is little. Without the map that leads layer 3, the loss
+# For a single subtracted map each interval contains 0; a cost of up to 0.02 is not ruled out. All four together cost
+# 0.059 ± 0.042, and the two added maps 0.057 ± 0.019. Without the map that leads layer 3, the loss
 # rises by 0.353 ± 0.059. But this model was *trained* with all of them. Chapter 05 compares it with a plain twin.
 #
 # ## What follows the difference
@@ -441,6 +447,8 @@ viz.explore(model, sentence, layer=layer, pair=pair)
 # assert rises[2:5].min() > 0.8
 # assert (part_after[[1, 5]] < part_alone[[1, 5]]).all()
 # assert alike[:, 1:5].min() > 0.7
+# assert reach[0, 2:5].min() > 0.5 > 0.2 > np.abs(reach[1, 2:5]).max()
+# assert (reach[1, [1, 5]] > 2 * reach[0, [1, 5]]).all()
 # assert np.argwhere(~leading_sharp).tolist() == [[3, 2]]
 # single = [mean_half for name, mean_half in costs.items() if name.startswith("subtracted A")]
 # assert len(single) == 4

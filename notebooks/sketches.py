@@ -268,29 +268,28 @@ def token_bars(tokens: Sequence[str], rows: Mapping[str, Any], chosen: Sequence[
 def sums(rows: Mapping[str, Any], values: Any, chosen: int, token: str) -> Any:
     """What each row of weights adds up to: the chosen token's weighted value, the sum of all others, and both.
 
-    Seen in the plane of the average value and the chosen token's value.
+    Two vectors and their sum lie in a plane; it is drawn with the sum to the right. The dotted line drops the chosen
+    token's value on the sum: up to there, the output is that token's part.
     """
-    average = values.mean(axis=0)
-    right = average / np.linalg.norm(average)
-    up = values[chosen] - values[chosen] @ right * right
-    plane = np.stack([right, up / np.linalg.norm(up)], axis=-1)
-    figure = new_figure(5.4, 2.6)
+    figure = new_figure(5.4, 2.2)
     figure.set_facecolor(CARD)
     grid = figure.subplots(1, len(rows), sharex=True, sharey=True)
     for axes, (title, row) in zip(grid, rows.items(), strict=True):
-        own, whole = row[chosen] * values[chosen] @ plane, row @ values @ plane
-        for start, end, color in (((0, 0), own, PURPLE), (own, whole, BLUE), ((0, 0), whole, INK)):
-            _arrow(axes, tuple(start), tuple(end), color, width=2.4 if color == INK else 1.6)
-        axes.set_title(title, fontsize=9)
-        axes.set(xticks=[], yticks=[], aspect="equal")
-        style_axes(axes)
-        points = np.array([[0, 0], own, whole])
-        axes.scatter(*points.T, s=0)  # arrows alone do not widen the axes
-        axes.margins(0.22)
-        axes.set_xlabel("→ the average value", fontsize=8.5)
-    for label, color in ((f"“{token}”", PURPLE), ("all other tokens", BLUE), ("the output", INK)):
+        own, whole = row[chosen] * values[chosen], row @ values
+        length = float(np.linalg.norm(whole))
+        along = float(own @ whole) / length
+        tip = along, float(np.sqrt(max(own @ own - along**2, 0)))
+        for start, end, color in (((0, 0), tip, PURPLE), (tip, (length, 0), BLUE), ((0, 0), (length, 0), INK)):
+            _arrow(axes, start, end, color, width=2.4 if color == INK else 1.6)
+        axes.plot([along, along], [0, tip[1]], color=INK, linestyle=":", linewidth=1)
+        axes.scatter([0, along, length], [0, tip[1], 0], s=0)  # arrows alone do not widen the axes
+        axes.set_title(f"{title}: {along / length:.0%}", fontsize=9)
+        axes.set(aspect="equal")
+        axes.axis("off")
+        axes.margins(0.12)
+    for label, color in ((f"value of “{token}” × its weight", PURPLE), ("all other tokens", BLUE), ("the output", INK)):
         grid[0].plot([], [], color=color, linewidth=2, label=label)
-    figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False, bbox_to_anchor=(0.5, -0.06))
+    figure.legend(loc="lower center", ncols=3, fontsize=8.5, frameon=False, bbox_to_anchor=(0.5, -0.05))
     return on_card(figure)
 
 

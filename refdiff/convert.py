@@ -139,7 +139,8 @@ def _plan(
     old = VARIANTS[config.variant]
     if variant not in old.conversions:
         reason = old.refused.get(variant, _UNKNOWN)
-        raise ValueError(f"cannot convert variant {config.variant!r} to {variant!r} exactly: {reason}")
+        others = f"; it converts to {', '.join(old.conversions)}" if old.conversions else ""
+        raise ValueError(f"cannot convert variant {config.variant!r} to {variant!r} exactly: {reason}{others}")
     new.variant, conversion = variant, old.conversions[variant]
     layers = [_attention_of(config, params, i) for i in range(len(_layers_of(params)))]
     vars(new).update(conversion.fields(config, layers))

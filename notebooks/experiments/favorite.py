@@ -17,15 +17,16 @@ def parts(row: Any, values: Any) -> Any:
     return row * (out @ values.swapaxes(-1, -2)) / (out * out).sum(axis=-1, keepdims=True)
 
 
-def measure(model: Any, maps: Iterable[Any], tales: Sequence[Sequence[int]]) -> tuple[Any, Any, Any]:
+def measure(model: Any, maps: Iterable[Any], tales: Sequence[Sequence[int]]) -> tuple[Any, Any, Any, Any]:
     """Measure rows of all maps of all tales.
 
     Returns:
         by layer, the favorite's part of the output before and after the subtraction, and in which share of the rows it
         grows, (3, layers); the cosines of the sums of the leading map's noise, the other map's, and the average value,
-        (3, layers); and the length of the average value in typical lengths of a value, (layers,).
+        (3, layers); the length of the average value in typical lengths of a value, (layers,); and how far the other
+        tokens' sum reaches along the average value, in its lengths, before and after the subtraction, (2, layers).
     """
-    table, likeness, common = [], [], []
+    table, likeness, common, reach = [], [], [], []
     for m, tale in zip(maps, tales, strict=True):
         trace = oracle.trace(model, np.array([tale[:256]]))
         layers = range(len(m.lambdas))
@@ -42,9 +43,14 @@ def measure(model: Any, maps: Iterable[Any], tales: Sequence[Sequence[int]]) -> 
         one, two = ((row * without) @ values for row in (leading, other))
         sums = (one, two), (one, average), (two, average)
         likeness.append([_cosine(*x).mean(axis=(1, 2)) for x in sums])
+        reach.append([_along(x, average).mean(axis=(1, 2)) for x in (one, one - strength * two)])
         typical = np.sqrt((values**2).sum(axis=-1).mean(axis=-1))
         common.append((np.linalg.norm(values.mean(axis=2), axis=-1) / typical).mean(axis=-1))
-    return tuple(np.mean(x, axis=0) for x in (table, likeness, common))
+    return tuple(np.mean(x, axis=0) for x in (table, likeness, common, reach))
+
+
+def _along(a: Any, b: Any) -> Any:
+    return (a * b).sum(axis=-1) / (b * b).sum(axis=-1)
 
 
 def _cosine(a: Any, b: Any) -> Any:

@@ -165,11 +165,22 @@ def last_layer(runs: Runs, length: str) -> dict[str, dict[str, float]]:
 
 
 def share_lines(runs: Runs, length: str) -> list[str]:
-    """Return `last_layer` as text."""
-    return [
+    """Return `last_layer` as text, and how much more than the plain model the others give, with 95 % intervals."""
+    lines = [
         f"{kind}: " + ", ".join(f"{what} {100 * share:.1f} %" for what, share in parts.items())
         for kind, parts in last_layer(runs, length).items()
     ]
+    for kind in ("v1", "v2"):
+        said = []
+        for what in ("answer", "noise"):
+            mine, plain = (
+                [float(np.mean(run["measured"][length]["heads"][what][-1])) for run in runs[name]]
+                for name in (kind, "plain")
+            )
+            mean, half = mean_and_interval([a - b for a, b in zip(mine, plain, strict=True)])
+            said.append(f"{what} {100 * mean:+.0f} ± {100 * half:.0f}")
+        lines.append(f"{kind} − plain, points: {', '.join(said)}")
+    return lines
 
 
 def losses_by_step(text: Runs) -> dict[str, dict[int, tuple[float, float]]]:

@@ -147,6 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write it (default: serve it)")
     parser.add_argument("--port", type=int, default=8000, help="of the server; 0 takes a free one (default: 8000)")
     args = parser.parse_args(argv)
+    if not 0 <= args.port < 65536:
+        parser.error(f"--port: got {args.port}, expected 0 to 65535")
+    if args.output and args.output.is_file():
+        parser.error(f"-o: {args.output} is a file, expected a folder")
     if args.output:
         write(args.output)
         return 0

@@ -32,7 +32,7 @@ def converse(args: argparse.Namespace) -> int:
     check_template(tokenizer, args)
     check_length(model, given_options(args))
     first = [] if args.system is None else [{"role": "system", "content": args.system}]
-    messages = list(first)
+    messages, said = list(first), list(first)  # what fits into the context, and all
     if not args.quiet:
         note(HELP)
         if args.model == bundled.NAME:
@@ -46,14 +46,15 @@ def converse(args: argparse.Namespace) -> int:
         if command in ("/help", "/?"):
             note(HELP)
         elif command == "/reset":
-            messages = list(first)
+            messages, said = list(first), list(first)
         elif command == "/save":
-            _save(rest.strip(), messages, len(first))
+            _save(rest.strip(), said, len(first))
         elif command.startswith("/"):
             note(f"refdiff: {command}: unknown command; there are /help, /reset, /save FILE, /bye")
         elif command:
             messages.append({"role": "user", "content": line})
-            _answer(args, model, tokenizer, messages, len(first))
+            if _answer(args, model, tokenizer, messages, len(first)):
+                said += messages[-2:]
     return 0
 
 
@@ -101,8 +102,8 @@ def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
         note(f"{len(messages)} messages written to {path}")
 
 
-def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[dict[str, Any]], first: int) -> None:
-    """Answer the last message, and append the answer; after an error, remove the message."""
+def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[dict[str, Any]], first: int) -> bool:
+    """Answer the last message, append the answer and return True; after an error, remove the message."""
     given = given_options(args)
     try:
         ids = _fitting(model, tokenizer, messages, first, given)
@@ -114,9 +115,10 @@ def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list
     except (ValueError, FloatingPointError) as error:
         note(f"refdiff: {one_line(error)}")
         del messages[-1]
-        return
+        return False
     write("\n")
     messages.append({"role": "assistant", "content": transcript.text})
+    return True
 
 
 def _fitting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common, refuse
 from refdiff.cli.output_files import check_place
@@ -13,6 +13,10 @@ from refdiff.cli.parser import Parser
 from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
 from refdiff.cli.terminal import print_report, waiting
 from refdiff.messages import printable
+
+if TYPE_CHECKING:
+    from refdiff.oracle.diagnosis.ranking import Ranking
+    from refdiff.oracle.submission.judging import JudgeReport
 
 
 def add_arguments(parser: Parser) -> None:
@@ -46,6 +50,7 @@ refdiff judge kernel.py --verify receipt.json
     gib = Number(float, 0.1)  # with less, Python and NumPy themselves do not start
     limits.add_argument("--memory", type=gib, default=8.0, metavar="GIB", help="GiB of memory of all its processes")
     limits.add_argument("--allow-processes", action="store_true", help="let the kernel start processes")
+    parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser, offline=False)
     parser.notes = [
@@ -67,6 +72,20 @@ refdiff judge kernel.py --verify receipt.json
         RECIPE_NOTE,
         f"{PROFILE_NOTE}. --size is batch, queries and keys, such as 1x512x512.",
     ]
+
+
+def _diagnosis(report: JudgeReport) -> Ranking | None:
+    """Name the mistake in the smallest case whose outputs fail; None if no outputs do."""
+    from refdiff.oracle.diagnosis import diagnose
+    from refdiff.oracle.verdict.check import check
+
+    failed = (run for run in report.runs if run.outputs and report.cases[run.name].status == "fail")
+    for run in sorted(failed, key=lambda run: run.sets[0].dout.size):
+        case, outputs = run.sets[0], run.outputs[0]
+        dout = case.dout if report.gradients and not run.forward_only else None
+        if check(outputs, case.spec, case.inputs, recipe=report.recipe, dout=dout).status == "fail":
+            return diagnose(outputs, case.spec, case.inputs, recipe=report.recipe, dout=dout)
+    return None
 
 
 def _size(text: str) -> tuple[int, int, int]:
@@ -121,10 +140,14 @@ def run(args: argparse.Namespace) -> int:
         run_on = ", ".join(f"{name} {x}" for name, x in extra["receipt"].items())
         text += printable(f"\nnot run here; as the receipt says, it ran on: {run_on}")
     elif not report:
-        text += (
-            f"\n-s {report.seed} judges by the same numbers again; `refdiff check --diagnose FILE` names the mistake "
-            "in a file of inputs and outputs"
-        )
+        text += f"\n-s {report.seed} judges by the same numbers again"
+    if args.diagnose and not report:
+        with waiting("looking for the mistake", quiet=args.quiet):
+            diagnosis = _diagnosis(report)
+        extra["diagnosis"] = None if diagnosis is None else diagnosis.to_dict()
+        text += "\nno outputs to diagnose" if diagnosis is None else f"\n{diagnosis}"
+    elif not report and report.compared:
+        text += "\n--diagnose names the mistake"
     if args.receipt:
         write_receipt(args.receipt, report)
     print_report({**report.to_dict(), **extra}, None if args.json else wrap_text(text))

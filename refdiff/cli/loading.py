@@ -14,7 +14,9 @@ from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.terminal import note, one_line, waiting
 from refdiff.files import expand_home
 
-_NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
+_NO_PROMPT = (
+    'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe, or use --chat'
+)
 
 
 def load(args: argparse.Namespace, *, head: bool = True) -> tuple[Any, Any]:

@@ -207,7 +207,7 @@ def _object(text: str, name: str) -> dict[str, Any]:
 
 def _changes(words: list[str]) -> dict[str, Any]:
     """The fields of --set."""
-    from refdiff.oracle.spec.from_text import parse_fields
+    from refdiff.oracle.spec.validation import parse_fields
 
     try:
         return parse_fields(words)

@@ -77,11 +77,14 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.filterwarnings("ignore:-n 3. prompt and new tokens go beyond")
 @pytest.mark.parametrize(("length", "context"), [(20, 60), (40, 6)])  # in the second, ten contexts are full
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
-    length: int, context: int, converse: Any, capsys: Capture, shorten: Callable[[int], None]
+    length: int, context: int, converse: Any, capsys: Capture, shorten: Callable[[int], None], tmp_path: Path
 ) -> None:
+    """The file that /save writes has them all."""
     shorten(context)
-    asked = converse("a" * length, "b" * length, "c" * length)
+    file = tmp_path / "chat.json"
+    asked = converse("a" * length, "b" * length, "c" * length, f"/save {file}")
     assert asked[-1] == [{"role": "user", "content": "c" * length}]
+    assert [m["content"][0] for m in json.loads(file.read_text()) if m["role"] == "user"] == ["a", "b", "c"]
     assert "the context is full; 2 messages from the beginning are forgotten" in capsys.readouterr().err
 
 

@@ -56,7 +56,7 @@ MISTAKES = {
     "triton": ("keys[None, :] <= rows[:, None] + S - T", "keys[None, :] < rows[:, None] + S - T", "own_key_masked"),
     "cuda": ("", "-DMISTAKE", "one_future_key_visible"),
 }
-"""For each guide, a part of its test or kernel, what a mistake puts there, and its name; in C, a flag of the compiler."""
+"""For each guide, a part of its test or kernel, what a mistake puts there (in C, a flag), and its name."""
 
 
 @pytest.mark.parametrize("guide", MISTAKES)

@@ -11,14 +11,14 @@ from refdiff.oracle.inputs import is_layer, shapes
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import merge_preset
-from refdiff.oracle.spec.validation import DIMENSIONS
+from refdiff.oracle.spec.validation import DIMENSIONS, parse_fields
 
 
 def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
     """Return `spec`, or the preset of that name with the dimensions of the inputs.
 
-    Without inputs, the preset has the dimensions of `small_spec`. All other fields are the preset's, such as `window`.
-    No array shows the layer, which is 0.
+    Without inputs, the preset has the dimensions of `small_spec`. A text may change other fields, such as
+    "hf_diffllama,window=64,layer=2". No array shows the layer, which is 0 unless the text says it.
 
     Raises:
         TypeError: `spec` is neither a Spec nor a name, or `inputs` is not a mapping.
@@ -33,16 +33,18 @@ def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
         raise TypeError(f"inputs: got type {type(inputs).__name__}, expected a mapping from names to arrays{hint}")
     if isinstance(spec, Spec):
         return spec
+    name, *words = spec.split(",")
+    given: dict[str, Any] = {"preset": name.strip(), **parse_fields(words)}
     if inputs is None:
-        return small_spec(spec)
-    preset, read = merge_preset({"preset": spec}), {}
+        return Spec.of({**small_spec(name.strip()).to_dict(), **given})
+    preset, read = merge_preset(given), {}
     try:
         read = infer_dimensions(preset, inputs)
-        return Spec.preset(spec, **read)
+        return Spec.of({**given, **read})
     except ValueError as error:
         said = ", ".join(f"{name}={n}" for name, n in read.items())
         said = f" ({said} by the inputs' shapes, heads before tokens)" if said else ""
-        fix = f"give Spec.preset({spec!r}, query_heads=H, key_heads=K, head_dim=d)"
+        fix = f"give Spec.preset({name!r}, query_heads=H, key_heads=K, head_dim=d)"
         raise ValueError(f"spec is {spec!r}: {error}{said}; {fix}") from error
 
 
@@ -50,7 +52,8 @@ def describe_preset(name: str, spec: Spec) -> str:
     """Describe the spec that `resolve_spec` made of a preset's name and the shapes of the inputs."""
     dims = {name: getattr(spec, name) for name in (*DIMENSIONS, "v_head_dim", "layer")}
     said = ", ".join(f"{field}={value}" for field, value in dims.items() if value is not None)
-    return f"spec {name!r} is Spec.preset({name!r}, {said}), by the shapes of the inputs"
+    is_it = f"has {said}" if "," in name else f"is Spec.preset({name!r}, {said})"
+    return f"spec {name!r} {is_it}, by the shapes of the inputs"
 
 
 def small_spec(preset: str) -> Spec:

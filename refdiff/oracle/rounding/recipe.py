@@ -10,6 +10,7 @@ import numpy as np
 
 from refdiff.messages import did_you_mean
 from refdiff.oracle.rounding.number_formats import FORMATS, Format
+from refdiff.oracle.spec.validation import parse_fields
 
 ALIASES = {
     "fp32": "float32",
@@ -90,7 +91,8 @@ class Recipe:
     def of(what: Recipe | str | type | np.dtype[Any] | Mapping[str, Any] | None, **changes: Any) -> Recipe:
         """Return the recipe of a storage type, given by name or as a dtype of NumPy or torch; a Recipe as it is.
 
-        "tf32" is float32 with tf32 products. A mapping, such as a JSON object, has fields by name.
+        "tf32" is float32 with tf32 products. A mapping, such as a JSON object, has fields by name, and so may a text:
+        "bfloat16,lam=float32".
 
         Args:
             changes: fields to override.
@@ -105,6 +107,9 @@ class Recipe:
             )
         if isinstance(what, Recipe):
             return replace(what, **changes) if changes else what
+        if isinstance(what, str) and "," in what:
+            name, *words = what.split(",")
+            what = {"storage": name.strip(), **parse_fields(words)}
         if isinstance(what, Mapping):
             known = [f.name for f in fields(Recipe)]
             for name in what:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from refdiff.files import finite_float, unique_keys
 from refdiff.layers import rope_frequencies
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
-from refdiff.messages import did_you_mean
+from refdiff.messages import did_you_mean, json_problem
 
 if TYPE_CHECKING:
     from refdiff.oracle.spec import Spec
@@ -209,3 +211,32 @@ _RULES: tuple[tuple[Callable[[Spec], bool], str], ...] = (
      "norm_over is 'half_head', but a head is {s.out_dim} wide, which is odd"),
 )  # fmt: skip
 """The combinations of fields that no kernel can compute, and what is said of each."""
+
+
+def parse_fields(words: Sequence[str]) -> dict[str, Any]:
+    """Parse words FIELD=VALUE: the value is none, true, false, JSON, or else text.
+
+    Raises:
+        ValueError: a word has another form; the message begins with the word or its field.
+    """
+    fields: dict[str, Any] = {}
+    for word in words:
+        field, equals, text = word.strip().partition("=")
+        if not equals or not field:
+            raise ValueError(f"{word}: must be FIELD=VALUE, such as window=128")
+        is_text = field in CHOICES or field == "preset"
+        try:
+            fields[field] = text if is_text else _value(text)
+        except ValueError as error:
+            raise ValueError(f"{field}: {json_problem(error)}") from error
+    return fields
+
+
+def _value(text: str) -> Any:
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text, parse_float=finite_float, object_pairs_hook=unique_keys)
+    except (json.JSONDecodeError, RecursionError):
+        return text

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from refdiff.oracle.budget.budget import Budget
 
 DESCRIPTIONS = {
-    "bulk": "a small error in most rows",
+    "bulk": "all rows together",
     "element": "one number is wrong",
-    "slope": "a factor: all rows are too large or too small by the same part",
-    "factor": "a factor: all rows are too large or too small by the same part",
+    "slope": "the rows as a whole are too large or too small",
+    "factor": "the rows as a whole are too large or too small",
 }
 
 

@@ -121,6 +121,20 @@ def test_specs_that_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
         call("atention", X)
 
 
+def test_a_text_changes_fields_of_a_preset() -> None:
+    spec = resolve_spec("hf_diffllama, window=7,layer=3")
+    assert spec == small_spec("hf_diffllama").replace(window=7, layer=3)
+    case = oracle.cases("discriminating", spec="hf_diffllama,window=7,layer=3")[0]
+    assert case.spec.window == 7
+    out = oracle.truth(case.spec, case.inputs).out.astype(np.float32)
+    verdict = oracle.check(out, "hf_diffllama,window=7,layer=3", case.inputs, recipe="float32,lam=float32")
+    assert verdict, verdict
+    assert "spec 'hf_diffllama,window=7,layer=3' has query_heads=12" in " ".join(str(verdict).split())
+    assert not oracle.check(out, "hf_diffllama,layer=3", case.inputs, recipe="float32")
+    with pytest.raises(ValueError, match="'windo' is no field of a Spec, did you mean 'window'"):
+        oracle.check(out, "hf_diffllama,windo=7", case.inputs, recipe="float32")
+
+
 @pytest.mark.parametrize("call", CALLS[:3])
 def test_arguments_of_another_kind_or_in_another_order(call: Callable[[Any, Any], Any]) -> None:
     with pytest.raises(TypeError, match="spec: got type ndarray, expected a Spec or a preset's name; outputs come"):
