@@ -117,6 +117,8 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
             lambda call: call(k2=call.k1)),
     Mistake("maps_swapped", "The two maps exchanged: A₂ − λ A₁.", "diff_attention", "maps",
             lambda call: call(q1=call.q2, k1=call.k2, q2=call.q1, k2=call.k1)),
+    Mistake("lambda_in_softmax", "λ inside the second softmax: softmax(S₁) − softmax(λ S₂).", "diff_attention", "maps",
+            lambda call: call(q2=call.lambda_ * call.q2, lambda_=0 * call.lambda_ + 1)),
     in_attention("output_read_as_tokens_first",
                  "The output (B, H, T, e) read as (B, T, H e) without exchanging the axes.", "output layout",
                  lambda call: _read_heads(call, tokens_first=True)),
