@@ -20,6 +20,7 @@ import numpy as np
 from refdiff.arrays import Array, from_numpy, namespace, to_numpy
 from refdiff.backends import overlay
 from refdiff.checkpoint_files import checkpoints
+from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.variants import LAMBDA_VECTORS, VARIANTS
@@ -113,7 +114,11 @@ class Trainer:
             threads = int(about.get("threads", 0)) if threads is None else threads
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.broken(folder / "training.json", error) from None
-        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads or None, backend=backend, device=device)
+        options: dict[str, Any] = {"threads": threads or None, "backend": backend, "device": device}
+        try:
+            model = DiffLlamaForCausalLM.from_pretrained(folder, **options)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; delete {folder} to resume the one before") from None
         trainer = cls(out, model, Corpus(out / "corpus"), settings)
         trainer.threads, trainer.changes = threads, before
         trainer.step = about["step"]

@@ -270,6 +270,13 @@ def test_a_damaged_training_file_is_named(start: Start, damage: Damage, message:
     assert Trainer.resume(trainer.out).step == 2
 
 
+def test_a_checkpoint_without_its_config_is_named(start: Start) -> None:
+    trainer = start(max_steps=4)
+    (trainer.run() / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file; delete .*step-000004 to resume the one"):
+        Trainer.resume(trainer.out)
+
+
 def test_a_damaged_optimizer_file_is_named(start: Start) -> None:
     trainer = start(max_steps=4)
     folder = trainer.run()
