@@ -262,13 +262,8 @@ def resolve(model: Any, given: Mapping[str, Any], generation_config: Any = None)
     defaults; so `do_sample=True` alone means top_k=50. An explicit None in the call turns an option off.
     Options of transformers that refdiff lacks may have a value that changes nothing, such as `use_cache=True`.
     """
-    if generation_config is not None:
-        if not isinstance(generation_config, Mapping) and not callable(getattr(generation_config, "to_dict", None)):
-            got = show_value(generation_config)
-            raise TypeError(f"generation_config: got {got}, expected a GenerationConfig or a dict")
-        entries = generation_config if isinstance(generation_config, Mapping) else generation_config.to_dict()
-        known = {k: v for k, v in entries.items() if v is not None and (k in NAMES or k in LEFT_OUT)}
-        given = {**known, **given}
+    entries = set_entries(generation_config)
+    given = {**{k: v for k, v in entries.items() if k in NAMES or k in LEFT_OUT}, **given}
     for name, value in given.items():
         if name not in NAMES:
             check_left_out(name, value)
@@ -287,6 +282,17 @@ def resolve(model: Any, given: Mapping[str, Any], generation_config: Any = None)
     _check_vocabulary(options, model, given)
     _warn_ignored(options, given)
     return options
+
+
+def set_entries(generation_config: Any) -> dict[str, Any]:
+    """Return what a `GenerationConfig`, that of transformers or a dict sets; nothing for None."""
+    if generation_config is None:
+        return {}
+    if not isinstance(generation_config, Mapping) and not callable(getattr(generation_config, "to_dict", None)):
+        got = show_value(generation_config)
+        raise TypeError(f"generation_config: got {got}, expected a GenerationConfig or a dict")
+    entries = generation_config if isinstance(generation_config, Mapping) else generation_config.to_dict()
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def check_left_out(name: str, value: Any) -> None:

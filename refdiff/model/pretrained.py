@@ -134,7 +134,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
                 processes. False reads them whole, for files that may be overwritten in place while
                 the model is in use: reading a page of a mapped file that is gone ends the process
                 (SIGBUS). Replacing a file by renaming another is safe.
-            config: the config to use in place of the checkpoint's.
+            config: the config to use in place of the checkpoint's, or its folder, file or repo.
             torch_dtype: transformers' older name of `dtype`.
             device_map: None, "auto" or "cpu"; one device holds the model.
             options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of
@@ -387,6 +387,8 @@ def _check_config(config: Any, name: str) -> DiffLlamaConfig:
 
 
 def _given(config: Any, changes: dict[str, Any]) -> DiffLlamaConfig:
+    if isinstance(config, str | os.PathLike):
+        return DiffLlamaConfig.from_pretrained(config, **changes)
     own = DiffLlamaConfig.from_config(config)
     if changes:
         own = copy.deepcopy(own)

@@ -29,8 +29,8 @@ _ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classific
 
 
 def pipeline(
-    task: str,
-    model: Any,
+    task: str | None = None,
+    model: Any = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     **options: Any,
 ) -> Pipeline:
@@ -51,7 +51,7 @@ def pipeline(
         TypeError: an option is unknown, the model is of another task, or a loaded model has no
             tokenizer or has options of `from_pretrained`.
     """
-    name = _ALIASES.get(task, task)
+    name = _ALIASES.get(str(task), task or "")
     if name not in _CLASSES:
         known = [*_CLASSES, *_ALIASES]
         raise ValueError(f"task: got {task!r}, expected one of {', '.join(known)}{did_you_mean(task, known)}")

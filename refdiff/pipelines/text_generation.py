@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from refdiff.generation.options import LEFT_OUT, NAMES, check_left_out
+from refdiff.generation.options import LEFT_OUT, NAMES, check_left_out, set_entries
 from refdiff.generation.tokenizer import Encoded
 from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.pipelines.base import Pipeline, keyword_only
@@ -13,6 +14,7 @@ from refdiff.pipelines.base import Pipeline, keyword_only
 # Defaults of transformers' pipeline, for options that neither the call nor generation_config.json sets
 _DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 _TOKENIZER_OPTIONS = ("truncation", "padding", "add_special_tokens")
+_GENERATE_OPTIONS = ("generation_config", "seed", "generator", "streamer")
 Record = dict[str, Any]
 
 
@@ -28,6 +30,16 @@ class TextGenerationPipeline(Pipeline):
     task: ClassVar[str] = "text-generation"
     architecture: ClassVar[str] = "DiffLlamaForCausalLM"
 
+    def __call__(self, inputs: Any = None, *, text_inputs: Any = None, **options: Any) -> Any:
+        """Continue a text or chat, or a list or iterator of them; `text_inputs` is another name of `inputs`.
+
+        A `generation_config` replaces the options of `generate` that the pipeline has.
+        """
+        own = copy.copy(self)
+        if "generation_config" in options:
+            own.options = {name: value for name, value in self.options.items() if name not in NAMES}
+        return super(TextGenerationPipeline, own).__call__(text_inputs if inputs is None else inputs, **options)
+
     def _is_one(self, inputs: Any) -> bool:
         is_one = isinstance(inputs, str) or _is_chat(inputs)
         if not is_one and not isinstance(inputs, list | tuple | Iterator):
@@ -39,7 +51,7 @@ class TextGenerationPipeline(Pipeline):
     @classmethod
     def option_names(cls) -> list[str]:
         """Return the names of all options: those of a batch, of the tokenizer and of `generate`."""
-        return [*keyword_only(cls._generate), *_TOKENIZER_OPTIONS, *NAMES, "seed", "generator", "streamer"]
+        return [*keyword_only(cls._generate), *_TOKENIZER_OPTIONS, *NAMES, *_GENERATE_OPTIONS]
 
     def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         left_out = {name: value for name, value in options.items() if name in LEFT_OUT}
@@ -154,23 +166,27 @@ class TextGenerationPipeline(Pipeline):
         given = dict(generation)
         if stop_sequence is not None:
             given["stop_strings"] = [stop_sequence] if isinstance(stop_sequence, str) else stop_sequence
-        if given.get("stop_strings", self.model.generation_config.get("stop_strings")) is not None:
+        configured = self._configured(given)
+        if given.get("stop_strings", configured.get("stop_strings")) is not None:
             given.setdefault("tokenizer", self.tokenizer)
-        configured = {name for name, value in self.model.generation_config.items() if value is not None}
-        set_options = configured | given.keys()
+        set_options = configured.keys() | given.keys()
         added = {name: value for name, value in _DEFAULTS.items() if name not in set_options}
         if "max_length" in set_options:
             added.pop("max_new_tokens", None)
-        if not {**self.model.generation_config, **given, **added}.get("do_sample"):
+        if not {**configured, **given, **added}.get("do_sample"):
             added.pop("temperature", None)
         if "pad_token_id" not in set_options and self.tokenizer.pad_token_id is not None:
             added["pad_token_id"] = self.tokenizer.pad_token_id
         return {**given, **added}
 
+    def _configured(self, generation: dict[str, Any]) -> dict[str, Any]:
+        """Return the options that the model's `generation_config` and that of the call set."""
+        return set_entries(self.model.generation_config) | set_entries(generation.get("generation_config"))
+
     def _shorten(self, encoded: Encoded, generation: dict[str, Any], strategy: str) -> Encoded:
         if strategy != "hole":
             raise ValueError(f'handle_long_generation: got {strategy!r}, expected "hole" or None')
-        settings = {**self.model.generation_config, **generation}
+        settings = {**self._configured(generation), **generation}
         width = encoded["input_ids"].shape[1]
         new = settings.get("max_new_tokens")
         new = settings["max_length"] - width if new is None else new

@@ -268,6 +268,7 @@ def test_a_config_may_come_from_elsewhere_and_be_changed(tmp_path):
     assert (loaded.config.problem_type, loaded.config.rms_norm_eps) == ("regression", 0.5)
     given = kind.from_pretrained(tmp_path, config=loaded.config, rms_norm_eps=0.25).config
     assert (given.problem_type, given.rms_norm_eps, loaded.config.rms_norm_eps) == ("regression", 0.25, 0.5)
+    assert kind.from_pretrained(tmp_path, config=str(tmp_path), rms_norm_eps=0.25).config.rms_norm_eps == 0.25
     with pytest.raises(OSError, match="no such folder"):
         kind.from_pretrained(tmp_path / "elsewhere")
     config = loaded.config

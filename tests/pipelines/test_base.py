@@ -46,7 +46,8 @@ OPTIONS = {
     "feature-extraction": "return_tensors, truncation, tokenize_kwargs",
     "text-generation": "return_full_text, return_text, return_tensors, prefix, stop_sequence, handle_long_generation, "
     "clean_up_tokenization_spaces, skip_special_tokens, continue_final_message, tools, documents, "
-    f"tokenizer_encode_kwargs, truncation, padding, add_special_tokens, {', '.join(NAMES)}, seed, generator, streamer",
+    f"tokenizer_encode_kwargs, truncation, padding, add_special_tokens, {', '.join(NAMES)}, generation_config, seed, "
+    "generator, streamer",
 }
 
 
@@ -65,6 +66,7 @@ MODEL = model_of("DiffLlamaForCausalLM")
     [
         ("text-generatoin", {}, ValueError, "did you mean 'text-generation'"),
         ("zzz", {}, ValueError, "expected one of text-generation"),
+        (None, {}, ValueError, "task: got None, expected one of text-generation"),
         ("text-generation", {}, TypeError, "tokenizer: got None"),
         (
             "text-classification",
@@ -84,7 +86,7 @@ MODEL = model_of("DiffLlamaForCausalLM")
     ],
 )
 def test_invalid_arguments_of_pipeline_are_refused(
-    task: str, options: dict[str, Any], error: type[Exception], message: str
+    task: str | None, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         refdiff.pipeline(task, **{"model": MODEL, **options})
@@ -106,6 +108,7 @@ def test_a_folder_is_loaded_with_any_option_of_from_pretrained(tmp_path: Path) -
     parameters = inspect.signature(refdiff.DiffLlamaModel.from_pretrained).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert refdiff.pipeline("feature-extraction", folder, **{**options, "threads": 1})("a")
+    assert refdiff.pipeline("feature-extraction", folder, config=str(folder))("a")
 
 
 def test_options_of_the_call_win(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff import Tokenizer
+from refdiff import GenerationConfig, Tokenizer
 from refdiff.pipelines.text_generation import TextGenerationPipeline
 from tests.pipelines.models import model_of, words
 
@@ -167,3 +167,19 @@ def test_long_prompts_in_a_hole() -> None:
 def test_wrong_calls(inputs: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pipe()(inputs, **options)
+
+
+def test_a_generation_config_is_that_of_transformers_pipelines() -> None:
+    generate = pipe(max_new_tokens=9, prefix="d ")
+    generate(text_inputs="a", generation_config={"max_new_tokens": 3, "stop_strings": "c"})
+    call = generate.model.calls[-1]
+    assert call["ids"] == [[0, 7, 4]]
+    assert call.keys() >= {"do_sample", "temperature", "tokenizer"}
+    assert "max_new_tokens" not in call
+    generate("a", generation_config=GenerationConfig(do_sample=False))
+    assert generate.model.calls[-1].keys() & {"do_sample", "temperature", "max_new_tokens"} == {"max_new_tokens"}
+    real = TextGenerationPipeline(model_of("DiffLlamaForCausalLM"), words(), do_sample=False, max_new_tokens=2)
+    settings = GenerationConfig(do_sample=False, max_new_tokens=3)
+    assert real("a", generation_config=settings) == real("a", max_new_tokens=3)
+    with pytest.raises(TypeError, match="generation_config: got 'x', expected a GenerationConfig or a dict"):
+        real("a", generation_config="x")
