@@ -104,6 +104,8 @@ def generate(
             missing=missing,
         )
         result = _run(request)
+        if options.get("use_cache") is False:
+            result = replace(result, cache=None)
     except ScoreError as error:
         raise (ScoreError(f"{model.source}: {error}") if model.source else error) from None
     finally:

@@ -56,9 +56,10 @@ class PieceDecoder:
         self._known, self._shown = len(self._ids), self._decode(self._ids)
         return piece
 
-    def end(self) -> str:
-        """Return the whole characters that still wait, without an incomplete one at the very end."""
-        return self._new_text().rstrip("\ufffd")
+    def end(self, incomplete: bool = False) -> str:
+        """Return the text that still waits; with U+FFFD for an incomplete last character, as decoding gives, or not."""
+        text = self._new_text()
+        return text if incomplete else text.rstrip("\ufffd")
 
     def _new_text(self) -> str:
         text = self._decode(self._ids)
@@ -82,9 +83,8 @@ class BatchTextStreamer:
     """Decodes the sequences of a batch, and passes on each piece of text of complete characters.
 
     tokenizer: one of refdiff, transformers or tokenizers. write(i, text) is called with every
-    piece of sequence i; `texts` has the text of each sequence so far. It is what decoding all
-    ids gives, with two exceptions: an incomplete character at the end, for which decoding gives
-    U+FFFD, is left out; and spaces that `clean_up_tokenization_spaces` would delete stay.
+    piece of sequence i; `texts` has the text of each sequence so far. In the end it is what
+    decoding all ids gives, but for spaces that `clean_up_tokenization_spaces` would delete.
 
     Raises:
         ValueError: `put` with another number of sequences than before.
@@ -127,7 +127,7 @@ class BatchTextStreamer:
     def end(self) -> None:
         """Pass on the rest; `texts` stays until the next call of `generate`."""
         for index, decoder in enumerate(self._streams or []):
-            self._pass_on(index, decoder.end())
+            self._pass_on(index, decoder.end(incomplete=True))
         self._streams = None
 
 
@@ -164,7 +164,7 @@ class TextStreamer(BatchTextStreamer):
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print a new piece of text, or pass it to `write`; the last one is empty."""
+        """Print a new piece of text, or pass it to `write`; the last one may be empty."""
         if self._write_text is None:
             print(text, end="\n" if stream_end else "", flush=True, file=sys.stdout)
         elif text:
@@ -172,8 +172,11 @@ class TextStreamer(BatchTextStreamer):
 
     def end(self) -> None:
         """Pass on the rest, and print the final newline."""
-        super().end()
-        self.on_finalized_text("", stream_end=True)
+        rest = "".join(decoder.end(incomplete=True) for decoder in self._streams or [])
+        self._streams = None
+        if rest:
+            self.texts[0] += rest
+        self.on_finalized_text(rest, stream_end=True)
 
 
 class TextIteratorStreamer(TextStreamer):

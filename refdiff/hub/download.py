@@ -217,7 +217,7 @@ def _find_in_cache(
     try:
         choose(names, files, what, folder.joinpath)
     except CheckpointError as error:
-        raise CheckpointError(
+        raise type(error)(
             f"{error} (in the cache, {folder}; run once without local_files_only and HF_HUB_OFFLINE for the rest)"
         ) from None
     return folder

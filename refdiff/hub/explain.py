@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from refdiff.errors import CheckpointError
+from refdiff.errors import CheckpointError, MissingFileError
 from refdiff.hub.guard import BadAnswerError
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
@@ -21,7 +21,11 @@ def explain_errors(what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{what}: {explain(error)}") from None
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        is_missing = isinstance(error, EntryNotFoundError | LocalEntryNotFoundError | RepositoryNotFoundError)
+        kind = MissingFileError if is_missing else CheckpointError
+        raise kind(f"{what}: {explain(error)}") from None
 
 
 def is_unreachable(error: BaseException) -> bool:

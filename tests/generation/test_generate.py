@@ -105,6 +105,7 @@ def test_embeddings_a_cache_and_other_names_give_the_same_text(options: dict[str
     recorded = generate(MODEL, ids, return_dict_in_generate=True, output_attentions=True, **shared)
     np.testing.assert_array_equal(recorded.sequences, want)
     assert len(recorded.attentions) == 6
+    assert generate(MODEL, ids, return_dict_in_generate=True, use_cache=False, **shared).cache is None
 
 
 class Counting(refdiff.LogitsProcessor):

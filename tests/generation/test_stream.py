@@ -37,7 +37,7 @@ def test_whole_texts(kind: str, skip: bool) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_that_end_anywhere(kind: str) -> None:
-    """An incomplete character at the end is left out, and nothing else is."""
+    """An incomplete character at the end is left out, and nothing else is; a streamer has U+FFFD for it."""
     tokenizer = KINDS[kind]()
     text = "".join(TEXTS)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -48,6 +48,14 @@ def test_texts_that_end_anywhere(kind: str) -> None:
         at_once = tokenizer.decode(ids[:end])
         assert whole.startswith(got)
         incomplete += at_once != got
+        streamer = BatchTextStreamer(tokenizer)
+        for token in ids[:end]:
+            streamer.put([token])
+        streamer.end()
+        if kind == "byte_fallback":
+            assert streamer.texts[0].rstrip("\ufffd") == got
+        else:
+            assert streamer.texts == [at_once]
         assert got == at_once or at_once.endswith("\ufffd")
         if kind == "byte_level":  # a byte-fallback decoder gives up on the whole run of bytes
             assert got == at_once.rstrip("\ufffd")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from refdiff.checkpoint_files import INDEX, SINGLE, read_weight_map
-from refdiff.errors import CheckpointError
+from refdiff.errors import CheckpointError, MissingFileError
 from refdiff.files import check_name
 from refdiff.messages import list_problems, show_value
 from refdiff.model.commit import read_consistently
@@ -36,7 +36,7 @@ def _open_files(folder: Path, mapped: bool) -> list[SafetensorsFile]:
     message = f"{folder}: has neither {SINGLE} nor {INDEX}" if folder.is_dir() else f"{folder}: is not a folder"
     if pickles := sorted(path.name for path in folder.glob("*.bin")):
         message += f". {show_value(pickles[0])} is a pickle: {PICKLE_ADVICE}"
-    raise CheckpointError(message)
+    raise MissingFileError(message)
 
 
 def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tuple[int, ...], int]]]:
@@ -64,7 +64,7 @@ def _open_shards(folder: Path, mapped: bool) -> list[SafetensorsFile]:
     weight_map = read_weight_map(index)
     names = sorted(set(weight_map.values()))
     if missing := [show_value(name) for name in names if not os.path.lexists(f"{folder}/{name}")]:
-        raise CheckpointError(
+        raise MissingFileError(
             f"{label}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:10])}; "
             "was the download complete?"
         )
