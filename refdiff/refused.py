@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Never
 
+from refdiff.messages import refuse_arguments
+
 MODEL = {
     "the weights are arrays in `params`, and the layers functions in `ops`": """
         T_destination add_module apply base_model buffers call_super_init children dropout dump_patches embed_tokens
@@ -167,6 +169,56 @@ TOP_LEVEL = {
     "use transformers' own, which detects the same watermarks": "WatermarkDetector",
 }
 """Sentence → names that are imported from transformers."""
+
+NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
+    "from_pretrained": {
+        "attn_implementation": ("leave it out", None, "eager", "sdpa"),
+        "device_map": ("one device holds the model, device= of a backend", None, "auto", "cpu"),
+        "ignore_mismatched_sizes": ("correct num_labels or vocab_size, or load the base model", None, False),
+        "low_cpu_mem_usage": ("leave it out", None, True, False),
+        "return_dict": ("leave it out", None, True),
+        "use_safetensors": ("leave it out", None, True),
+    },
+    "save_pretrained": {
+        "distributed_checkpoint": ("one process holds the whole model", False),
+        "filename_prefix": ("rename the files", None),
+        "is_main_process": ("call it in one process", True),
+        "legacy_format": ("tokenizer.json is the one format", None, False),
+        "push_to_hub": ("call `push_to_hub` of the model, or upload the folder", None, False),
+        "safe_serialization": ("leave it out", None, True),
+        "save_format": ("tokenizer.json is the one format", None),
+        "save_original_format": ("leave it out", True, False),
+        "save_peft_format": ("leave it out", True, False),
+        "state_dict": ("put the weights into `params`", None),
+        "token": ("`push_to_hub` of a model takes it", None),
+        "variant": ("rename the files", None),
+    },
+    "parameters": {
+        "destination": ("update a dict with the result", None),
+        "keep_vars": ("weights are arrays", False, True),
+        "prefix": ("add it to the names", ""),
+        "recurse": ("a model has no parameters outside its layers", True),
+        "remove_duplicate": ("tied weights come once; `state_dict` has both names", True),
+    },
+    "resize_token_embeddings": {"mean_resizing": ("new rows are the mean of the old ones; draw others yourself", True)},
+    "decode": {"spaces_between_special_tokens": ("leave it out", None, True, False)},
+}
+"""Method → arguments of transformers: what serves instead, and the values that ask for what is done anyway."""
+
+
+def check_neutral(owner: object, method: str, options: Mapping[str, Any], kind: str = "") -> None:
+    """Raise for arguments that `NEUTRAL` does not have for the method or `kind`, and for other values.
+
+    Raises:
+        TypeError: an unknown argument.
+        ValueError: another value; the message says what serves instead.
+    """
+    table = NEUTRAL[kind or method]
+    refuse_arguments(f"{type(owner).__name__}.{method}", options.keys() - table.keys(), table)
+    for name, value in options.items():
+        sentence, *values = table[name]
+        if value not in values:
+            raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, values))}; {sentence}")
 
 
 def instead(name: str, table: Mapping[str, str]) -> str | None:

@@ -77,15 +77,19 @@ def test_names_of_transformers_for_loading(tiny_checkpoint: Path) -> None:
         assert load(tiny_checkpoint, **{name: TorchType()}).dtype == "float64"
     with pytest.raises(ValueError, match=r"dtype, torch_dtype: got both, expected one of them"):
         load(tiny_checkpoint, dtype="float32", torch_dtype="float64")
-    with pytest.raises(
-        ValueError, match=r"device_map: got 'cuda', expected None, \"auto\" or \"cpu\"; one device holds"
-    ):
-        load(tiny_checkpoint, device_map="cuda")
     neutral = {"device_map": "auto", "low_cpu_mem_usage": True, "use_safetensors": True, "attn_implementation": "sdpa"}
     neutral["return_dict"] = True
     assert load(tiny_checkpoint, **neutral).eval().to("cpu").dtype == "float32"
-    with pytest.raises(ValueError, match="use_safetensors: got False, expected None or True; leave it out"):
-        load(tiny_checkpoint, use_safetensors=False)
+    neutral["variant"] = None
+    assert load(tiny_checkpoint, output_hidden_states=True, output_attentions=False, **neutral)([[1]]).hidden_states
+    for wrong, message in {
+        "use_safetensors": "got 'x', expected None or True; leave it out",
+        "device_map": "got 'x', expected None or 'auto' or 'cpu'; one device holds",
+        "ignore_mismatched_sizes": "got 'x', expected None or False; correct num_labels",
+        "variant": "got 'x', expected one of hf, paper, v2, plain, how attention is built; dtype gives",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{wrong}: {message}"):
+            load(tiny_checkpoint, **{wrong: "x"})
     for cls in (refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaConfig, refdiff.Tokenizer):
         cls.from_pretrained(tiny_checkpoint, trust_remote_code=True)
     refdiff.pipeline("text-generation", model=tiny_checkpoint, trust_remote_code=True)

@@ -119,3 +119,39 @@ def test_what_a_config_says_of_calls_holds_for_calls() -> None:
     assert model([[1, 2]], output_hidden_states=False, output_attentions=False).hidden_states is None
     with pytest.raises(ValueError, match="return_dict: got False for the config, expected True; give False to the"):
         model.config.return_dict = False
+
+
+METHODS = {
+    "save_pretrained": (("MODEL", "save_pretrained"), ("CONFIG", "save_pretrained"), ("TOKENIZER", "save_pretrained")),
+    "parameters": (("MODEL", "parameters"), ("MODEL", "named_parameters"), ("MODEL", "state_dict")),
+    "resize_token_embeddings": (("MODEL", "resize_token_embeddings"),),
+    "decode": (("TOKENIZER", "decode"), ("TOKENIZER", "batch_decode")),
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_arguments_that_change_nothing_are_taken_and_others_refused(kind: str, tmp_path: Path) -> None:
+    given = {"save_pretrained": (tmp_path,), "decode": ([1, 2],)}.get(kind, ())
+    for subject, method in METHODS[kind]:
+        call = getattr(owner(subject), method)
+        for name, (sentence, *values) in refused.NEUTRAL[kind].items():
+            for value in values:
+                call(*given, **{name: value})
+            with pytest.raises(
+                ValueError, match=re.escape(f"{name}: got 'x', expected ") + f".*; {re.escape(sentence)}$"
+            ):
+                call(*given, **{name: "x"})
+        with pytest.raises(TypeError, match=r"\w+: got an unexpected argument 'zzz', expected any of"):
+            call(*given, zzz=1)
+
+
+def test_arguments_that_are_accepted_with_any_value() -> None:
+    refdiff.set_seed(3, deterministic=True)
+    tokenizer, model = owner("TOKENIZER"), owner("MODEL")
+    tokenizer.pad_token = tokenizer.eos_token
+    assert tokenizer.pad(tokenizer(["a b", "c"], verbose=False), verbose=False)
+    assert len(model.resize_token_embeddings(pad_to_multiple_of=7)) == model.config.vocab_size
+    assert model.config.vocab_size % 7 == 0
+    assert len(model.resize_token_embeddings(30, 8)) == 32
+    with pytest.raises(ValueError, match="pad_to_multiple_of: got 0, expected an integer of at least 1"):
+        model.resize_token_embeddings(30, 0)

@@ -17,7 +17,7 @@ from refdiff.files import output_folder, read_json, write_atomically
 from refdiff.generation.tokenizer.backend import backend_of
 from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
-from refdiff.refused import GENERATE, instead
+from refdiff.refused import GENERATE, check_neutral, instead
 
 
 def _is_int(value: Any) -> bool:
@@ -444,8 +444,9 @@ class GenerationConfig(dict[str, Any]):
         folder = hub.snapshot(pretrained_model_name_or_path, **place)
         return cls.from_dict(read_json(folder / "generation_config.json"), **options)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Path:
         """Write `generation_config.json` into `save_directory`, made if needed; return its path."""
+        check_neutral(self, "save_pretrained", options)
         folder = output_folder(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "generation_config.json"

@@ -219,8 +219,10 @@ def read_seed(
     return random.getrandbits(63) if given is None else given
 
 
-def set_seed(seed: int) -> None:
+def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seed the random choices of all calls without a seed of their own, and NumPy's global state.
+
+    `deterministic` is ignored: with one seed, a machine draws the same each time.
 
     Raises:
         ValueError: a number outside 0 to 2**32 − 1.

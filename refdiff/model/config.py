@@ -17,8 +17,8 @@ from refdiff.files import output_folder, read_json, write_json
 from refdiff.messages import list_problems, refuse_arguments, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
-from refdiff.model.variants import VARIANTS
-from refdiff.refused import CONFIG, RefusedNames
+from refdiff.model.variants import VARIANTS, current_name
+from refdiff.refused import CONFIG, RefusedNames, check_neutral
 
 
 def _default_of_calls(name: str) -> property:
@@ -162,6 +162,11 @@ class DiffLlamaConfig(RefusedNames):
         """
         where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
         refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS}, [*hub.ARGUMENTS, *FIELDS])
+        if options.get("variant", "") is None:
+            del options["variant"]
+        elif (variant := current_name(options.get("variant", "hf"))) not in VARIANTS:
+            expected = f"expected one of {', '.join(VARIANTS)}, how attention is built; dtype gives the precision"
+            raise ValueError(f"variant: got {variant!r}, {expected}")
         path = Path(pretrained_model_name_or_path)
         if pretrained_model_name_or_path == bundled.NAME or not path.is_file():
             path = hub.snapshot(pretrained_model_name_or_path, files=CONFIG_FILES, **where) / "config.json"
@@ -220,7 +225,7 @@ class DiffLlamaConfig(RefusedNames):
         del values["extra"], values["variant"]
         return copy.deepcopy({**self.extra, **values, "model_type": VARIANTS[self.variant].model_type})
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Path:
         """Write `config.json` into `save_directory`, made if needed, atomically; return its path.
 
         A field that was changed since construction is checked again first.
@@ -228,6 +233,7 @@ class DiffLlamaConfig(RefusedNames):
         Raises:
             ValueError: a field outside its range, `OSError` when the folder cannot be written.
         """
+        check_neutral(self, "save_pretrained", options)
         checked = type(self).__new__(type(self))
         checked._fill(self.to_dict())
         values = checked.to_dict()
@@ -287,7 +293,8 @@ class DiffLlamaConfig(RefusedNames):
 
 
 _LEGACY_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor")
-FIELDS = (*(entry.name for entry in fields(DiffLlamaConfig) if entry.name != "extra"), *_LEGACY_ROPE, "num_labels")
+_CALLS = ("output_attentions", "output_hidden_states")
+FIELDS = (*(one.name for one in fields(DiffLlamaConfig) if one.name != "extra"), *_LEGACY_ROPE, "num_labels", *_CALLS)
 """What a config takes by name."""
 _Check = Callable[[str, Any], Any]
 _CHECKS: dict[str, _Check] = {

@@ -23,20 +23,13 @@ from refdiff.model.commit import read_consistently
 from refdiff.model.config import FIELDS, DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
-from refdiff.refused import MODEL, RefusedNames
+from refdiff.refused import MODEL, NEUTRAL, RefusedNames, check_neutral
 
 ARGUMENTS = (
     "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", "config", *hub.ARGUMENTS, "torch_dtype",
     "device_map",
 )  # fmt: skip
 """What `from_pretrained` takes beside the folder or repo."""
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "low_cpu_mem_usage": (None, True, False),
-    "use_safetensors": (None, True),
-    "return_dict": (None, True),
-    "attn_implementation": (None, "eager", "sdpa"),
-}
-"""Arguments of transformers' `from_pretrained`, and the values that ask for what is done here anyway."""
 
 
 class PreTrainedModel(CallableModel, RefusedNames):
@@ -109,7 +102,6 @@ class PreTrainedModel(CallableModel, RefusedNames):
         mmap: bool = True,
         config: Any = None,
         torch_dtype: Any = None,
-        device_map: Any = None,
         **options: Any,
     ) -> Self:
         """Load a checkpoint from a folder or a hub repo.
@@ -136,9 +128,9 @@ class PreTrainedModel(CallableModel, RefusedNames):
                 (SIGBUS). Replacing a file by renaming another is safe.
             config: the config to use in place of the checkpoint's, or its folder, file or repo.
             torch_dtype: transformers' older name of `dtype`.
-            device_map: None, "auto" or "cpu"; one device holds the model.
-            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of
-                the config to change, such as num_labels.
+            options: those of `refdiff.hub.HubOptions`, such as revision and token, fields of the
+                config to change, such as num_labels, and arguments of transformers at the values
+                that change nothing, such as device_map="auto".
 
         Raises:
             CheckpointError: something is missing or broken; the message names file, tensor and what
@@ -147,16 +139,9 @@ class PreTrainedModel(CallableModel, RefusedNames):
                 those above.
         """
         where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
-        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS} - NEUTRAL.keys(), ARGUMENTS)
-        for name in NEUTRAL.keys() & options.keys():
-            if (value := options.pop(name)) not in NEUTRAL[name]:
-                expected = " or ".join(map(repr, NEUTRAL[name]))
-                raise ValueError(f"{name}: got {value!r}, expected {expected}; leave it out")
-        if device_map not in (None, "auto", "cpu"):
-            raise ValueError(
-                f'device_map: got {device_map!r}, expected None, "auto" or "cpu"; one device holds the model, device= '
-                "of a backend"
-            )
+        neutral = {name: options.pop(name) for name in NEUTRAL["from_pretrained"] if name in options}
+        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS}, ARGUMENTS)
+        check_neutral(cls, "from_pretrained", neutral)
         if dtype is None:
             dtype = "auto"
         if torch_dtype is not None and dtype != "auto":
@@ -220,7 +205,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         max_shard_size: int | str = "5GB",
         *,
         dtype: Any = None,
-        safe_serialization: bool = True,
+        **options: Any,
     ) -> None:
         """Write the configs and safetensors that transformers and refdiff load.
 
@@ -231,14 +216,13 @@ class PreTrainedModel(CallableModel, RefusedNames):
             max_shard_size: bytes, or a number with KB, MB, GB or TB; larger models are split into
                 shards.
             dtype: the stored precision; None keeps the model's.
-            safe_serialization: True; weights are stored as safetensors alone.
+            options: arguments of transformers at the values that change nothing.
 
         Raises:
             OSError: the disk is full or not writable; the message says which checkpoint counts, the
                 old or the new.
         """
-        if safe_serialization is not True:
-            raise ValueError(f"safe_serialization: got {safe_serialization!r}, expected True; leave it out")
+        check_neutral(self, "save_pretrained", options)
         save(
             save_directory, self.config, self.params, self.architecture,
             dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
@@ -333,20 +317,23 @@ class PreTrainedModel(CallableModel, RefusedNames):
             raise ValueError(f"to: got dtype {_dtype_name(dtype)}, expected {self.dtype}; load with dtype=")
         return self
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self, **options: Any) -> dict[str, Array]:
         """Return the weights by name, as a flat dict; a tied output matrix has both of its names."""
+        check_neutral(self, "state_dict", options, "parameters")
         named = flatten(self.params)
         if self.architecture == "DiffLlamaForCausalLM" and "lm_head.weight" not in named:
             named["lm_head.weight"] = named["model.embed_tokens.weight"]
         return named
 
-    def named_parameters(self) -> Iterator[tuple[str, Array]]:
+    def named_parameters(self, **options: Any) -> Iterator[tuple[str, Array]]:
         """Yield the name and the array of each weight; tied ones come once."""
-        yield from flatten(self.params).items()
+        check_neutral(self, "named_parameters", options, "parameters")
+        return iter(flatten(self.params).items())
 
-    def parameters(self) -> Iterator[Array]:
+    def parameters(self, **options: Any) -> Iterator[Array]:
         """Yield the array of each weight; tied ones come once."""
-        yield from flatten(self.params).values()
+        check_neutral(self, "parameters", options)
+        return iter(flatten(self.params).values())
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Count the numbers in the weights; tied ones count once.
@@ -358,22 +345,29 @@ class PreTrainedModel(CallableModel, RefusedNames):
         named = flatten(self.params)
         return sum(int(a.size) for name, a in named.items() if not (exclude_embeddings and "embed_tokens" in name))
 
-    def resize_token_embeddings(self, new_num_tokens: int) -> Array:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **options: Any
+    ) -> Array:
         """Give the vocabulary another size, in place; return the new embedding table (V, D).
+
+        The size is rounded up to a multiple of `pad_to_multiple_of`; without one, it stays.
 
         New rows are the mean of the old ones (transformers draws them from a distribution with this
         mean and hardly any spread), in the embedding table and the output matrix.
         """
-        if not isinstance(new_num_tokens, int) or new_num_tokens < 1:
-            raise ValueError(f"new_num_tokens: got {new_num_tokens!r}, expected an integer of at least 1")
+        check_neutral(self, "resize_token_embeddings", options)
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, value in {"new_num_tokens": size, "pad_to_multiple_of": multiple}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+        size += -size % multiple
         xp, heads = self.xp, [self.base_params["embed_tokens"], self.params.get("lm_head")]
         for head in filter(None, heads):
             old = head["weight"]
-            new = xp.broadcast_to(
-                xp.mean(old, axis=0, keepdims=True), (max(0, new_num_tokens - len(old)), old.shape[1])
-            )
-            head["weight"] = xp.concat([old[:new_num_tokens, ...], xp.astype(new, old.dtype)], axis=0)
-        self.config.vocab_size = new_num_tokens
+            new = xp.broadcast_to(xp.mean(old, axis=0, keepdims=True), (max(0, size - len(old)), old.shape[1]))
+            head["weight"] = xp.concat([old[:size, ...], xp.astype(new, old.dtype)], axis=0)
+        self.config.vocab_size = size
         return self.base_params["embed_tokens"]["weight"]
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import inspect
+from typing import Any
 
+import pytest
+import transformers
+
+import refdiff
 from refdiff import refused
 from tests.parity import compatibility
 from tests.parity.compatibility import ROWS
@@ -23,6 +28,22 @@ def test_every_name_is_served_or_refused_with_what_serves_instead(subject: str) 
 def test_no_sentence_is_about_a_name_that_transformers_does_not_have(subject: str, table: str) -> None:
     refused_here = {row.name for row in ROWS[subject]() if row.status != "same"}
     assert {name for names in getattr(refused, table).values() for name in names.split()} == refused_here
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "kind"),
+    [
+        (transformers.DiffLlamaModel.save_pretrained, refdiff.DiffLlamaModel.save_pretrained, "save_pretrained"),
+        (transformers.DiffLlamaConfig.save_pretrained, refdiff.DiffLlamaConfig.save_pretrained, "save_pretrained"),
+        (transformers.PreTrainedTokenizerFast.save_pretrained, refdiff.Tokenizer.save_pretrained, "save_pretrained"),
+        (transformers.DiffLlamaModel.named_parameters, refdiff.DiffLlamaModel.named_parameters, "parameters"),
+        (transformers.DiffLlamaModel.state_dict, refdiff.DiffLlamaModel.state_dict, "parameters"),
+    ],
+)
+def test_the_table_of_neutral_values_has_every_argument(theirs: Any, ours: Any, kind: str) -> None:
+    named = inspect.signature(theirs).parameters
+    wanted = {name for name, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    assert wanted <= {*inspect.signature(ours).parameters, *refused.NEUTRAL[kind]}
 
 
 def test_the_guide_has_the_tables() -> None:

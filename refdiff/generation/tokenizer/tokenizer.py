@@ -36,7 +36,7 @@ from refdiff.generation.tokenizer.encoded import (
 from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
 from refdiff.messages import refuse_arguments
-from refdiff.refused import TOKENIZER, RefusedNames
+from refdiff.refused import TOKENIZER, RefusedNames, check_neutral
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -125,7 +125,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         )
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *, save_jinja_files: bool = True
+        self, save_directory: str | os.PathLike[str], *, save_jinja_files: bool = True, **options: Any
     ) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and chat templates; return their paths.
 
@@ -135,6 +135,7 @@ class Tokenizer(Vocabulary, RefusedNames):
             ValueError: the name of a chat template is no file name.
             OSError: the folder cannot be written.
         """
+        check_neutral(self, "save_pretrained", options)
         settings = settings_to_write(
             self.config, self.special_tokens_map, self._extra, self.backend.added_tokens(),
             padding_side=self.padding_side, truncation_side=self.truncation_side,
@@ -232,6 +233,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         padding_side: Literal["left", "right"] | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: Literal["np"] | None = None,
+        verbose: bool = True,
     ) -> Encoded:
         """Pad results of a tokenizer call, one or a list of them, or a dict with `input_ids`.
 
@@ -315,13 +317,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         return found
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """Turn one text, or a pair, into its list of token ids; options as of a call of the tokenizer.
-
-        Raises:
-            TypeError: a list of texts.
-        """
-        if is_batch(text, options.get("is_split_into_words", False)):
-            raise TypeError(f"text: got a {type(text).__name__}, expected one text; call tokenizer(texts) for several")
+        """Return the `input_ids` of a call of the tokenizer."""
         return self(text, text_pair, **options)["input_ids"]
 
     def tokenize(self, text: Any, pair: Any = None, *, add_special_tokens: bool = False, **options: Any) -> list[str]:
@@ -333,12 +329,14 @@ class Tokenizer(Vocabulary, RefusedNames):
         token_ids: ArrayLike,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
     ) -> Any:
         """Turn ids (T,) back into text, or a batch (B, T) into a list of texts.
 
         Raises:
             ValueError: an id is no whole number from 0, or no id of the tokenizer or its model.
         """
+        check_neutral(self, "decode", options)
         nested = to_lists(token_ids)
         if nested and isinstance(nested[0], list):
             sequences = map(to_lists, nested)
@@ -350,6 +348,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         sequences: ArrayLike,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
     ) -> list[str]:
         """Turn a batch of ids (B, T), or a list of lists of different lengths, into a list of B texts.
 
@@ -357,7 +356,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         """
         if not (nested := to_lists(sequences)):
             return []
-        texts: str | list[str] = self.decode(nested, skip_special_tokens, clean_up_tokenization_spaces)
+        texts: str | list[str] = self.decode(nested, skip_special_tokens, clean_up_tokenization_spaces, **options)
         return [texts] if isinstance(texts, str) else texts
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
