@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Never
 
 from refdiff.messages import refuse_arguments
@@ -138,14 +139,11 @@ GENERATE = {
 
 TOP_LEVEL = {
     "`refdiff.training` and `refdiff train` train a model": """
-        DataCollatorForLanguageModeling DataCollatorForTokenClassification DataCollatorWithPadding
-        EarlyStoppingCallback Seq2SeqTrainer Seq2SeqTrainingArguments Trainer TrainerCallback TrainingArguments
-        default_data_collator get_cosine_schedule_with_warmup get_linear_schedule_with_warmup get_scheduler""",
+        DataCollator* EarlyStoppingCallback Seq2SeqTrainer Seq2SeqTrainingArguments Trainer TrainerCallback
+        TrainingArguments default_data_collator get_cosine_schedule_with_warmup get_linear_schedule_with_warmup
+        get_scheduler""",
     "DiffLlama is a decoder of text: `DiffLlamaForCausalLM` generates it": """
-        AutoModelForImageClassification AutoModelForImageTextToText AutoModelForMaskedLM AutoModelForMultipleChoice
-        AutoModelForNextSentencePrediction AutoModelForPreTraining AutoModelForSeq2SeqLM
-        AutoModelForSpeechSeq2Seq AutoModelForVision2Seq AutoFeatureExtractor AutoImageProcessor AutoProcessor
-        AlternatingCodebooksLogitsProcessor ClassifierFreeGuidanceLogitsProcessor EncoderDecoderModel
+        Auto* AlternatingCodebooksLogitsProcessor ClassifierFreeGuidanceLogitsProcessor EncoderDecoderModel
         LinearTemperatureScheduleLogitsProcessor StableAndConfidentStoppingCriteria TextDiffusionStreamer
         WhisperTimeStampLogitsProcessor""",
     "`refdiff.TextIteratorStreamer` is read in another thread": "AsyncTextIteratorStreamer",
@@ -166,53 +164,55 @@ TOP_LEVEL = {
         FeatureExtractionPipeline Pipeline TextClassificationPipeline
         TextGenerationPipeline TokenClassificationPipeline""",
     "messages are Python's warnings: use the module warnings": "logging",
+    "`Tokenizer.add_tokens` takes that of the package tokenizers": "AddedToken",
+    "use Python's argparse, or the command refdiff": "HfArgumentParser",
+    "nothing is compiled; give `kernels` to `from_pretrained`": "CompileConfig",
     "use transformers' own, which detects the same watermarks": "WatermarkDetector",
 }
-"""Sentence → names that are imported from transformers."""
+"""Sentence → names that are imported from transformers; one with a star stands for all that begin so."""
 
+OTHERS = {
+    "the result is a dict itself": "data",
+    "every tokenizer is fast": "is_fast",
+    "`sequence_ids` has the text of each token": "n_sequences",
+    "give `return_tensors` to the call of the tokenizer": "convert_to_tensors",
+    "use `reorder`": "batch_repeat_interleave batch_select_indices reorder_cache",
+    "values are checked when they are set": "validate",
+    "use `to_dict`": "to_diff_dict",
+    "use `save_pretrained`": "to_json_file",
+}
+"""Sentence → names of transformers' caches, generation configs and results of tokenizers."""
+
+_OUT = "leave it out"
 NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     "from_pretrained": {
-        "attn_implementation": ("leave it out", None, "eager", "sdpa"),
+        "attn_implementation": (_OUT, None, "eager", "sdpa"),
         "device_map": ("one device holds the model, device= of a backend", None, "auto", "cpu"),
         "ignore_mismatched_sizes": ("correct num_labels or vocab_size, or load the base model", None, False),
-        "low_cpu_mem_usage": ("leave it out", None, True, False),
-        "return_dict": ("leave it out", None, True),
-        "use_safetensors": ("leave it out", None, True),
+        "low_cpu_mem_usage": (_OUT, None, True, False),
+        **dict.fromkeys(("return_dict", "use_safetensors"), (_OUT, None, True)),
     },
     "save_pretrained": {
-        "distributed_checkpoint": ("one process holds the whole model", False),
-        "filename_prefix": ("rename the files", None),
-        "is_main_process": ("call it in one process", True),
-        "legacy_format": ("tokenizer.json is the one format", None, False),
         "push_to_hub": ("call `push_to_hub` of the model, or upload the folder", None, False),
-        "safe_serialization": ("leave it out", None, True),
-        "save_format": ("tokenizer.json is the one format", None),
-        "save_original_format": ("leave it out", True, False),
-        "save_peft_format": ("leave it out", True, False),
-        "state_dict": ("put the weights into `params`", None),
-        "token": ("`push_to_hub` of a model takes it", None),
-        "variant": ("rename the files", None),
+        **dict.fromkeys(("filename_prefix", "save_format", "state_dict", "token", "variant"), (_OUT, None)),
+        **dict.fromkeys(("is_main_process", "safe_serialization"), (_OUT, None, True)),
+        **dict.fromkeys(("distributed_checkpoint", "legacy_format"), (_OUT, None, False)),
+        **dict.fromkeys(("save_original_format", "save_peft_format"), (_OUT, None, True, False)),
     },
     "parameters": {
         "destination": ("update a dict with the result", None),
-        "keep_vars": ("weights are arrays", False, True),
+        "keep_vars": (_OUT, False, True),
         "prefix": ("add it to the names", ""),
-        "recurse": ("a model has no parameters outside its layers", True),
-        "remove_duplicate": ("tied weights come once; `state_dict` has both names", True),
+        **dict.fromkeys(("recurse", "remove_duplicate"), (_OUT, True)),
     },
     "resize_token_embeddings": {"mean_resizing": ("new rows are the mean of the old ones; draw others yourself", True)},
-    "decode": {"spaces_between_special_tokens": ("leave it out", None, True, False)},
+    "decode": {"spaces_between_special_tokens": (_OUT, None, True, False)},
 }
 """Method → arguments of transformers: what serves instead, and the values that ask for what is done anyway."""
 
 
 def check_neutral(owner: object, method: str, options: Mapping[str, Any], kind: str = "") -> None:
-    """Raise for arguments that `NEUTRAL` does not have for the method or `kind`, and for other values.
-
-    Raises:
-        TypeError: an unknown argument.
-        ValueError: another value; the message says what serves instead.
-    """
+    """Raise for arguments that `NEUTRAL` does not have for the method or `kind`, and for values that it does not."""
     table = NEUTRAL[kind or method]
     refuse_arguments(f"{type(owner).__name__}.{method}", options.keys() - table.keys(), table)
     for name, value in options.items():
@@ -223,7 +223,7 @@ def check_neutral(owner: object, method: str, options: Mapping[str, Any], kind: 
 
 def instead(name: str, table: Mapping[str, str]) -> str | None:
     """Return the sentence that the table has for a name."""
-    return next((sentence for sentence, names in table.items() if name in names.split()), None)
+    return next((said for said, names in table.items() if any(fnmatchcase(name, n) for n in names.split())), None)
 
 
 def refuse_name(name: str) -> Never:
@@ -254,15 +254,21 @@ def refuse_attribute(owner: object, name: str, table: Mapping[str, str]) -> Neve
 _NAMES = {name for table in (MODEL, CONFIG, TOKENIZER) for names in table.values() for name in names.split()}
 
 
-class RefusedNames:
+class RefusedAttributes:
     """A base that answers names of transformers by what serves instead; `_refused` has the names."""
 
-    _refused: ClassVar[Mapping[str, str]]
+    _refused: ClassVar[Mapping[str, str]] = OTHERS
 
     if not TYPE_CHECKING:  # or every attribute would have a type
 
         def __getattr__(self, name: str) -> Any:
             refuse_attribute(self, name, {} if name.startswith("_") else self._refused)
+
+
+class RefusedNames(RefusedAttributes):
+    """The same, which refuses to set these names, too."""
+
+    if not TYPE_CHECKING:
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in _NAMES and instead(name, self._refused):  # to set it would change nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_names_of_the_top_level() -> None:
     named = [name for names in refused.TOP_LEVEL.values() for name in names.split()]
     assert len(named) == len(set(named)) > 20
     for sentence, names in refused.TOP_LEVEL.items():
-        for name in names.split():
+        for name in names.replace("*", "Thing").split():
             fix = re.escape(f"refdiff.{name}: got a name of transformers, expected one of refdiff; {sentence}")
             with pytest.raises(AttributeError, match=f"^{fix}$"):
                 getattr(refdiff, name)
@@ -155,3 +156,24 @@ def test_arguments_that_are_accepted_with_any_value() -> None:
     assert len(model.resize_token_embeddings(30, 8)) == 32
     with pytest.raises(ValueError, match="pad_to_multiple_of: got 0, expected an integer of at least 1"):
         model.resize_token_embeddings(30, 0)
+
+
+OWNERS: dict[str, Callable[[], Any]] = {
+    "data is_fast n_sequences convert_to_tensors": lambda: owner("TOKENIZER")("a"),
+    "batch_repeat_interleave batch_select_indices reorder_cache": lambda: refdiff.KVCache(1),
+    "validate to_diff_dict to_json_file": refdiff.GenerationConfig,
+}
+
+
+@pytest.mark.parametrize("names", OWNERS)
+def test_names_of_other_objects(names: str) -> None:
+    one = OWNERS[names]()
+    for name in names.split():
+        sentence = refused.instead(name, refused.OTHERS)
+        with pytest.raises(AttributeError, match=rf"\.{name}: got a name of transformers, .*; {sentence}$"):
+            getattr(one, name)
+    assert not hasattr(one, "no_such_name")
+
+
+def test_each_name_of_other_objects_is_tested() -> None:
+    assert sorted(" ".join(OWNERS).split()) == sorted(" ".join(refused.OTHERS.values()).split())

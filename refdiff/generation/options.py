@@ -17,7 +17,7 @@ from refdiff.files import output_folder, read_json, write_atomically
 from refdiff.generation.tokenizer.backend import backend_of
 from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
-from refdiff.refused import GENERATE, check_neutral, instead
+from refdiff.refused import GENERATE, OTHERS, check_neutral, instead, refuse_attribute
 
 
 def _is_int(value: Any) -> bool:
@@ -286,12 +286,11 @@ def resolve(model: Any, given: Mapping[str, Any], generation_config: Any = None)
 
 def set_entries(generation_config: Any) -> dict[str, Any]:
     """Return what a `GenerationConfig`, that of transformers or a dict sets; nothing for None."""
-    if generation_config is None:
-        return {}
-    if not isinstance(generation_config, Mapping) and not callable(getattr(generation_config, "to_dict", None)):
-        got = show_value(generation_config)
-        raise TypeError(f"generation_config: got {got}, expected a GenerationConfig or a dict")
-    entries = generation_config if isinstance(generation_config, Mapping) else generation_config.to_dict()
+    entries: Any = {} if generation_config is None else generation_config
+    if callable(getattr(entries, "to_dict", None)):
+        entries = entries.to_dict()
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"generation_config: got {show_value(entries)}, expected a GenerationConfig or a dict")
     return {name: value for name, value in entries.items() if value is not None}
 
 
@@ -401,7 +400,7 @@ class GenerationConfig(dict[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         if name not in self and name not in _KNOWN:
-            raise AttributeError(f"GenerationConfig: got {name!r}, expected an option of generate")
+            refuse_attribute(self, name, OTHERS)
         return self.get(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -428,6 +427,11 @@ class GenerationConfig(dict[str, Any]):
     def from_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> GenerationConfig:
         """Return the config of a dict, such as a generation_config.json, with options over it."""
         return cls(**{**config_dict, **options})
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> GenerationConfig:
+        """Return the options of `generate` that the config of a model has."""
+        return cls(**{k: v for k, v in set_entries(model_config).items() if k in NAMES or k == "bos_token_id"})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> GenerationConfig:

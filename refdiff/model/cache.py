@@ -9,9 +9,10 @@ import numpy as np
 from refdiff.arrays import Array, device, namespace, take
 from refdiff.memory import physical_memory
 from refdiff.model.inputs import integers
+from refdiff.refused import RefusedAttributes
 
 
-class KVCache:
+class KVCache(RefusedAttributes):
     """The keys and values of every layer, kept between calls of a model.
 
     `len(cache)` is the number of tokens that have gone through all layers. Only `append`

@@ -57,3 +57,19 @@ def test_an_error_without_what_serves_instead_is_noticed() -> None:
     assert compatibility.attribute(Bare(), "to_json_string", Bare()).status == "absent"
     error = AttributeError("Bare.name: got a name of transformers; use `other`")
     assert compatibility.answered(Bare(), "name", error).status == "absent"
+
+
+def test_every_auto_class_and_collator_is_there_or_refused_with_a_sentence() -> None:
+    names = [name for name in dir(transformers) if name.startswith(("Auto", "DataCollator"))]
+    names += ["AddedToken", "CompileConfig", "HfArgumentParser"]
+    assert len(names) > 40
+    rows = [compatibility.attribute(refdiff, name, transformers) for name in names]
+    assert [row.name for row in rows if row.status == "absent"] == []
+
+
+def test_a_generation_config_of_a_model_config() -> None:
+    config = refdiff.DiffLlamaConfig(eos_token_id=[3, 4], bos_token_id=5)
+    theirs = transformers.GenerationConfig.from_model_config(transformers.DiffLlamaConfig(**config.to_dict()))
+    ours = refdiff.GenerationConfig.from_model_config(config)
+    assert ours.to_dict() == {"eos_token_id": [3, 4], "bos_token_id": 5}
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.eos_token_id, ours.bos_token_id)

@@ -11,6 +11,7 @@ import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import Encoding, TokenizerBackend
+from refdiff.refused import OTHERS, refuse_attribute
 
 _LISTS = (list, tuple, np.ndarray)
 
@@ -87,7 +88,7 @@ class Encoded(dict[str, Any]):
         try:
             return super().__getitem__(name)
         except KeyError:
-            raise AttributeError(f"Encoded has no entry {name!r}, only {', '.join(self)}") from None
+            refuse_attribute(self, name, OTHERS)
 
 
 def pad(sequences: list[list[int]], length: int, value: int, side: str) -> list[list[int]]:
