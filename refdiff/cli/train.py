@@ -107,7 +107,7 @@ refdiff train -o run --resume
     model = parser.add_argument_group("model")
     model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from")
     names: dict[str, Any] = {"type": current_name, "choices": [*VARIANTS], "metavar": "VARIANT"}
-    text = f"{', '.join(VARIANTS)} = a Llama (default: hf)"
+    text = f"{', '.join(VARIANTS)} (default: hf)"
     parser.add_alias(model.add_argument("--variant", action=_Noted, help=text, **names), "--wiring")
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)

@@ -99,7 +99,7 @@ def zero_lambda_proj(model: Any) -> Any:
     return type(model)(model.config, params, dtype="float64", kernels="reference")
 
 
-@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("plain", "v2"), ("v2", "plain")])
+@pytest.mark.parametrize(("one", "other"), [(one, other) for one in VARIANTS for other in VARIANTS[one].conversions])
 @MORE
 @given(data=st.data(), seed=st.integers(0, 9))
 def test_it_computes_the_same(one: str, other: str, data: st.DataObject, seed: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import refdiff.model.variants as package
 from refdiff.model.variants import VARIANTS, Variant
 from tests.model.variants import TESTED
+from tests.model.weights.files import tiny_config
 
 PIECES = ("LAYERS", "INTERLEAVED", "VALUE_SIZE", "QUERIES", "SHAPES", "SPREAD", "heads")
 
@@ -30,6 +31,9 @@ def test_every_variant_has_all_its_pieces() -> None:
         else:
             module = importlib.import_module(f"tests.model.variants.{name}")
             missing += [f"{name}: {piece} is missing in {tests}" for piece in PIECES if not hasattr(module, piece)]
+            stated, tested = set(variant.parameters(tiny_config(variant=name))), set(getattr(module, "SHAPES", ()))
+            missing += [f"{name}: {own} is not in `parameters` in {file}" for own in tested - stated]
+            missing += [f"{name}: {own} is not in SHAPES in {tests}" for own in stated - tested]
     guide = Path("notebooks/reference/guides/variants.md")
     rows = guide.read_text(encoding="utf-8")
     missing += [f"{name}: has no row in {guide.as_posix()}" for name in VARIANTS if f"| `{name}` |" not in rows]

@@ -30,7 +30,7 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANT_NAMES)
 def test_parameters_of_each_variant_besides_its_projections(variant: str) -> None:
-    declared, sizes = expected(variant), {"d": 2, "2d": 4, "H": 4, "D": 6}
+    declared, sizes = expected(variant), {"d": 2, "2d": 4, "H": 4, "H/2": 2, "D": 6}
     own = {name: tuple(sizes[axis] for axis in shape) for name, shape in declared.SHAPES.items()}
     queries = 8 * declared.QUERIES
     shapes = parameter_shapes(tiny_config(variant=variant), "DiffLlamaModel")
