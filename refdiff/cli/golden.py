@@ -50,7 +50,7 @@ refdiff golden export gguf --for llama.cpp --spec attention --set sinks=true
     add_common(parser, offline=False)
     parser.notes = [
         "export writes inputs, correct results and error budgets as files; index.txt in VECTORS lists them. "
-        " A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
+        "A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
         "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
         "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
         "An export replaces earlier vectors in VECTORS.",

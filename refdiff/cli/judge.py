@@ -59,7 +59,7 @@ refdiff judge kernel.py --verify receipt.json
         "differs from the first in one array, then on the first again in another order. Some cases have sizes drawn at "
         "random; in three of them inputs and dout are not contiguous. The expected output is computed after the "
         "kernel's process and all that it started have ended. The kernel may take dout=None and return gradients, and "
-        "return NotImplemented for inputs that it does not serve.",
+        "return NotImplemented for inputs that it does not serve. What it prints is dropped; its exceptions are shown.",
         "The kernel cannot import refdiff, start processes (Triton and torch.compile need --allow-processes), open "
         "connections or terminals, see other environment variables than those for libraries and GPUs, or write files "
         "outside its temporary folder and /dev/shm. Landlock, seccomp and namespaces of Linux enforce this; the report "

@@ -364,7 +364,7 @@ def _small_sizes(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, A
         typed = ", ".join(filter(None, map(args.given.get, ("hidden_size", "num_attention_heads"))))
         raise UsageError(
             f"{typed}: got a width of {width} and {heads} heads, expected a multiple of {multiple} for the width; "
-            "change it, or add --head-dim"
+            "change it or --heads, or add --head-dim"
         )
     fields.setdefault("num_key_value_heads", heads)
     fields.setdefault("head_dim", max(width // heads, 1))

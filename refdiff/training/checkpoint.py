@@ -59,7 +59,10 @@ def locked(out: Path) -> Iterator[None]:
     """
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    except PermissionError as error:
+        raise PermissionError(error.errno, error.strerror, str(out)) from None
     try:
         if not _try_lock(descriptor, out / LOCK):
             raise RuntimeError(
@@ -181,9 +184,8 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
             recover(out)
     saved = checkpoints(out)
     if not saved:
-        raise CheckpointError(
-            f"{out}: no checkpoint to resume (no folder step-…); train without --resume in a new folder"
-        )
+        what = "no checkpoint to resume (no folder step-…)" if out.is_dir() else "no such folder"
+        raise CheckpointError(f"{out}: {what}; train without --resume in a new folder")
     step, folder = saved[-1]
     for path in (folder, out / "corpus"):
         follow(out, path)

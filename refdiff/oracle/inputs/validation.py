@@ -185,7 +185,8 @@ def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
             )
     if missing := [name for name in must if name not in inputs]:
         letters = ", ".join(f"{name} ({must[name].replace(' ', ', ')})" for name in missing)
-        raise ValueError(f"the inputs lack {letters}")
+        hint = '; plain attention is the preset "attention"' if {*inputs} == {"q", "k", "v"} else ""
+        raise ValueError(f"the inputs lack {letters}{hint}")
 
 
 def _check_dtype(name: str, x: Any) -> None:
