@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -59,7 +60,8 @@ def first_divergence(
         raise ValueError("the trace under test is empty: it has no array of any point")
     run = reference.run
     if run is None:
-        raise ValueError("the run of the reference cannot be repeated: its model is not here; give the model")
+        label = f"{os.fspath(ref)}: " if isinstance(ref, str | os.PathLike) else ""
+        raise ValueError(f"{label}the run of the reference cannot be repeated: its model is not here; give the model")
     apart = _input_differences(given.inputs, reference.inputs)
     reference = replace(reference, points=_repeat(run))
     names = canonical_names(given, reference, aliases)
