@@ -134,9 +134,9 @@ def verify(folder: Path, rng: Random) -> None:
 
 def trace(folder: Path, rng: Random) -> None:
     """Read traces, and compare one with itself by running it again."""
-    read = read_trace(folder / "run.safetensors")
-    repr(read_trace(folder / "bare.safetensors")), repr(read)
-    str(first_divergence(folder / "run.safetensors", read))
+    file = folder / "run.safetensors"
+    repr(read_trace(folder / "bare.safetensors")), repr(read_trace(file))
+    str(first_divergence(file, file))
 
 
 def npz(folder: Path, rng: Random) -> None:
