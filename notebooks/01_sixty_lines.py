@@ -254,7 +254,7 @@ sketches.token_bars(tokens, {"what “youngest” takes from each token": row}, 
 #
 # Take λ = 0.5. Where both maps give a token 0.1, it keeps 0.1 − 0.05: half. Where only the first does, it keeps 0.1.
 # Where only the second does, it gets −0.05: the value of that token is *subtracted*, which no softmax can do. If both
-# maps have the same noise, half of it is gone, and none of what the first map alone has found.
+# maps have the same noise, half of it is gone, while all that the first map alone has found stays.
 
 
 # %%

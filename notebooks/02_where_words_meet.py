@@ -243,7 +243,7 @@ print(f"a full turn takes {wavelengths[0]:.1f} tokens on dial 0, {wavelengths[-1
 print(f"{(wavelengths > 512).sum()} of {d // 2} dials make no full turn within the 512 tokens of training")
 
 # %% [markdown]
-# In a text longer than those of training, the slow dials reach angles that the model has never seen. The guide on
+# In a text longer than the training texts, the slow dials reach angles that the model has never seen. The guide on
 # [long texts](guide_long_texts.ipynb) shows what that costs, and two remedies.
 #
 # ## Break it

@@ -40,7 +40,7 @@ sketches.summary(results.summary(runs, of))
 # %% [markdown]
 # ## The three kinds
 #
-# Plain attention and v1 are those of chapters 01 and 03; v1 computes $(A_1 - \lambda A_2)\,V$, eq. 1 of Ye et al. 2024,
+# Plain attention and v1 are built in chapters 01 and 03; v1 computes $(A_1 - \lambda A_2)\,V$, eq. 1 of Ye et al. 2024,
 # [arXiv 2410.05258](https://arxiv.org/abs/2410.05258). v2,
 # [Ye et al. 2026](https://huggingface.co/blog/microsoft/diff-attn-v2), changes three things. Both queries of a pair
 # read the same key and value. No norm follows. And each token $x$ has a λ of its own for each pair:
@@ -185,7 +185,7 @@ sketches.correlations_by_step(text["moments"], results.correlations(of))
 #
 # In chapter 03 ρ was between 0.24 and 0.40 in five layers, and here it is between −0.35 and −0.09 in v1. Chapter 03's
 # model has 15 times the parameters, read 40 times the text, and was trained with Muon. So ρ depends on the model. In
-# none of them is it near 1.
+# no model is it near 1.
 #
 # ## One longer run
 #
@@ -243,7 +243,7 @@ print(*results.long_run_lines(), sep="\n")
 # `from refdiff import exercises`, then `exercises.check("eq1_vjp", my_eq1_vjp)`, and so on. A *vjp* takes the
 # gradient $g$ of a result and returns the gradients of the inputs.
 #
-# **1.** `"eq1_vjp"`: the gradients of this chapter, and those of V and λ. **2.** `"softmax_vjp"`, where
+# **1.** `"eq1_vjp"`: the gradients of this chapter, and the gradients of V and λ. **2.** `"softmax_vjp"`, where
 # $\partial a_j/\partial z_i = a_j([i = j] - a_i)$. **3.** `"cross_entropy"`: the loss; some scores
 # are near 1000. **4.** `"eq2_vjp"`: the four vectors of λ. **5.** `"lambda_v2"` and **6.** `"v2"`. **7.**
 # `"attention_share"`: the share of some keys in one row.
