@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     interrupted = transcript.finish_reason == "interrupted"
     if not to_stdout and interrupted:
         note(f"refdiff: {args.output} is not written; the text so far goes to standard output")
-        write_text("".join(pieces))
+        (write_text if args.json else text_writer())("".join(pieces))
     elif not to_stdout and args.output != os.devnull:
         write_atomically(args.output, "".join(pieces).encode())
     if not args.quiet:

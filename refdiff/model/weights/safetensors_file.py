@@ -161,6 +161,8 @@ def _not_safetensors(head: bytes, length: int, size: int) -> str:
         return "is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`"
     if size < 8:
         return f"has {size} bytes, but a safetensors file has at least 8; was the download cut short?"
+    if length > 100_000_000:
+        return f"begins with {head!r}, which is no length of a header; not a safetensors file"
     return f"the header should have {length:,} bytes, but the file has {size:,}; cut short, or not a safetensors file"
 
 

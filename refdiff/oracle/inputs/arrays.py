@@ -216,6 +216,8 @@ def _read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[An
 def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
     with open_file(path, folder=folder) as raw:
         try:
+            if not zipfile.is_zipfile(raw):
+                raise ValueError("not a zip archive of arrays; write the file with numpy.savez")
             with zipfile.ZipFile(raw) as archive:
                 entries = archive.infolist()
                 for entry in entries:

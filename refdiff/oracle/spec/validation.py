@@ -132,8 +132,8 @@ def check_field_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known, ", ", ":")
-            raise ValueError(f"{name!r} is no field of a Spec{hint} there are preset, {', '.join(known)}")
+            hint = did_you_mean(name, known, ", ", f": there are preset, {', '.join(known)}")
+            raise ValueError(f"{name!r} is no field of a Spec{hint}")
     if missing := [name for name in DIMENSIONS if name not in given]:
         raise ValueError(f"the spec lacks {', '.join(missing)}: whole numbers of 1 or more")
 

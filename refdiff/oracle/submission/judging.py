@@ -113,7 +113,8 @@ class JudgeReport:
         total = len(self.cases) + self.unjudged
         counts = f"{self.compared} of {total} cases compared"
         gradients = "gradients too" if self.gradients else "no gradients: the kernel takes no dout"
-        lines = [f"{self.status}: {counts}, {len(failed)} failed; layer {self.spec.layer}, seed {self.seed}"]
+        layer = "" if self.spec.is_plain else f"layer {self.spec.layer}, "
+        lines = [f"{self.status}: {counts}, {len(failed)} failed; {layer}seed {self.seed}"]
         lines += [gradients, *self.reasons]
         for name in failed[:SHOWN]:
             text = self.cases[name].text

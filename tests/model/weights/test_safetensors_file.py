@@ -95,7 +95,7 @@ def test_forgotten_memory_is_read_again(tmp_path: Path) -> None:
             (join(b"{}" + b" " * 30, b"")[:-short], "the header should have 32 bytes, but the file")
             for short in (1, 8, 16)
         ),
-        ((2**63 - 1).to_bytes(8, "little") + b"{}", "the header should have 9,223,372,036,854,775,807 bytes"),
+        ((2**63 - 1).to_bytes(8, "little") + b"{}", "which is no length of a header; not a safetensors file"),
     ],
     ids=str,
 )
