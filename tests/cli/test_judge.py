@@ -84,7 +84,7 @@ def test_a_shared_library(here: Path, cli: Cli) -> None:
     assert "\nunique: one_future_key_visible\n" in wrong.out
     assert "raised RuntimeError: broken returned 77, expected 0" in judge("right.so:broken").out
     declined = judge("right.so", "--symbol", "attend", "--gradients")  # it takes three inputs, and dout is a fourth
-    assert declined.out.startswith("fail: 0 of 13 cases compared, 0 failed; layer 2, seed 3\ngradients too")
+    assert declined.out.startswith("fail: 0 of 13 cases compared, 0 failed; seed 3\ngradients too")
     for options, said in (
         (["--symbol", "nope"], "the library has no function 'nope'; --symbol names another; C++ needs extern \"C\""),
         ([], "the library has no function 'kernel'; --symbol names another; C++ needs extern \"C\""),
