@@ -117,13 +117,12 @@ def run(args: argparse.Namespace) -> int:
     check_prompt(args)
     prompt = read_prompt(args)
     pieces: list[str] = []
-    transcript, seed = _answer(
-        args, prompt, (write_text if args.json else text_writer()) if to_stdout else pieces.append
-    )
+    show = write_text if args.json else text_writer()
+    transcript, seed = _answer(args, prompt, show if to_stdout else pieces.append)
     interrupted = transcript.finish_reason == "interrupted"
     if not to_stdout and interrupted:
         note(f"refdiff: {args.output} is not written; the text so far goes to standard output")
-        (write_text if args.json else text_writer())("".join(pieces))
+        show("".join(pieces))
     elif not to_stdout and args.output != os.devnull:
         write_atomically(args.output, "".join(pieces).encode())
     if not args.quiet:
