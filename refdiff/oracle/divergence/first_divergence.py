@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refdiff.model.variants import VARIANTS
 from refdiff.oracle.divergence.expected import Expected, expect
-from refdiff.oracle.divergence.layouts import Floats, arrange, axes_of, separate_maps
+from refdiff.oracle.divergence.layouts import Floats, arrange, has_heads, separate_maps
 from refdiff.oracle.divergence.report import Divergence, Stage
 from refdiff.oracle.printing import list_first
 from refdiff.oracle.rounding import FORMATS, round_to
@@ -117,9 +117,8 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
     mask = reference.inputs.get("attention_mask")
     if mask is None or np.ndim(mask) != 2 or np.all(mask):
         return None
-    axes = axes_of(path, reference)
-    place = next((axes.names.index(n) for n in "TS" if n in axes.names), None)
-    if axes.names[:1] != "B" or place is None or place >= value.ndim:
+    place = 2 if has_heads(path) else 1
+    if place >= value.ndim:
         return None
     padding = np.asarray(mask)[:, -value.shape[place] :] == 0
     if padding.shape != (value.shape[0], value.shape[place]):
@@ -132,10 +131,9 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
 def _stage(path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace) -> Stage:
     if path not in arrays or path not in expected:
         return Stage(path, "missing")
-    array, how = arrays[path]
+    array, said = arrays[path]
     if array is None:
-        return Stage(path, "differs", how, np.inf)
-    said = f"lies as ({', '.join(how)})" if how else ""
+        return Stage(path, "differs", said, np.inf)
     point, base = expected[path], reference.lse_base
     found = point.compare(array)
     for other, log in LSE_UNITS.items() if path.rpartition(".")[2].startswith("lse") and not found.ok else ():

@@ -109,7 +109,7 @@ def test_nan_has_no_size() -> None:
 
 def test_another_shape_is_no_mistake_of_points_before() -> None:
     said = str(first_divergence({"lm_head": REF["lm_head"][:, -1:]}, REF))
-    assert "has shape (2, 1, 53), expected (2, 5, 53) or another order of its axes" in said
+    assert "has shape (2, 1, 53), expected (2, 5, 53)\n" in said
     assert "may be there" not in said
 
 
