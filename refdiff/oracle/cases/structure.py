@@ -126,27 +126,18 @@ class Structure:
 
 
 def relaid(inputs: Inputs, layout: str) -> Inputs:
-    """Return inputs whose q, k, v, x or pages are views with other strides.
-
-    Equation:
-        tokens before heads: (B, T, H, d) in memory. width first: the last axis has the largest stride. padded width:
-        the stride of rows is larger than their length. offset: the array starts one element into its buffer.
-        backwards: a negative stride over tokens. one for all: a stride of 0 over B; every sequence has the keys and
-        values of the first.
-
-    Shapes:
-        unchanged; so are the numbers, except for "one for all"
-    """
+    """Return inputs whose q, k, v, x or pages are views with other strides (`strided_view`), and the same numbers."""
     names = ("q", "k", "v", "k_pages", "v_pages", "x")
-    made = dict(inputs)
-    for name in names:
-        if name in made and (layout != "one for all" or name in ("k", "v")):
-            made[name] = strided_view(made[name], layout)
-    return made
+    return {name: strided_view(x, layout) if name in names else x for name, x in inputs.items()}
 
 
 def strided_view(x: Numpy, layout: str) -> Numpy:
-    """Return a view with the numbers of `x` and the strides of a layout of `relaid`."""
+    """Return a view with the numbers of `x` and other strides.
+
+    Equation:
+        tokens before heads: (B, T, H, d) in memory. width first: the last axis has the largest stride. padded width:
+        the stride of rows is larger than their length. contiguous: none of these.
+    """
     if layout == "tokens before heads":
         return np.swapaxes(np.ascontiguousarray(np.swapaxes(x, 1, -2)), 1, -2)
     if layout == "width first":
@@ -155,12 +146,4 @@ def strided_view(x: Numpy, layout: str) -> Numpy:
         wide = np.zeros((*x.shape[:-1], x.shape[-1] + 3), dtype=x.dtype)
         wide[..., : x.shape[-1]] = x
         return wide[..., : x.shape[-1]]
-    if layout == "offset":
-        flat = np.zeros(x.size + 1, dtype=x.dtype)
-        flat[1:] = x.ravel()
-        return flat[1:].reshape(x.shape)
-    if layout == "backwards":
-        return np.ascontiguousarray(x[..., ::-1, :])[..., ::-1, :]
-    if layout == "one for all" and x.shape[0]:
-        return np.broadcast_to(x[:1], x.shape)
     return np.ascontiguousarray(x)
