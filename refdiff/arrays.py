@@ -163,11 +163,14 @@ def backend(name: str | ModuleType) -> Any:
     return importlib.import_module("array_api_compat.cupy")
 
 
-def check_device(xp: Any, device: Any) -> None:
-    """Raise if another device than the CPU is given for NumPy, whose arrays are in the host's memory.
+def check_device(xp: Any, device: Any) -> Any:
+    """Return the device; for NumPy, whose arrays are in the host's memory, "cpu".
 
     Raises:
         ValueError: `xp` is NumPy, and `device` is neither None nor "cpu".
     """
-    if device not in (None, "cpu") and array_api_compat.is_numpy_namespace(xp):
+    if not array_api_compat.is_numpy_namespace(xp):
+        return device
+    if device not in (None, "cpu"):
         raise ValueError(f'device: got {device!r}, expected None or "cpu" with NumPy; for a GPU pass backend="cupy"')
+    return "cpu"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Never
+from typing import TYPE_CHECKING, Any, Never
 
-from refdiff.messages import refuse_arguments
+from refdiff.messages import did_you_mean, refuse_arguments
 
 MODEL = {
     "the weights are arrays in `params`, and the layers functions in `ops`": """
@@ -171,17 +171,65 @@ TOP_LEVEL = {
 }
 """Sentence → names that are imported from transformers; one with a star stands for all that begin so."""
 
-OTHERS = {
-    "the result is a dict itself": "data",
-    "every tokenizer is fast": "is_fast",
-    "`sequence_ids` has the text of each token": "n_sequences",
-    "give `return_tensors` to the call of the tokenizer": "convert_to_tensors",
-    "use `reorder`": "batch_repeat_interleave batch_select_indices reorder_cache",
-    "values are checked when they are set": "validate",
-    "use `to_dict`": "to_diff_dict",
-    "use `save_pretrained`": "to_json_file",
+ATTRIBUTES: dict[str, dict[str, str]] = {
+    "PreTrainedModel": MODEL | {"the class itself loads and makes models of every kind": "register"},
+    "DiffLlamaConfig": CONFIG | {"the class itself loads and makes configs of every kind": "for_model register"},
+    "Tokenizer": TOKENIZER | {"the class itself loads tokenizers of every kind": "register"},
+    "GenerationConfig": {
+        "values are checked when they are set": "validate",
+        "use `to_dict`": "dict_dtype_to_str to_diff_dict",
+        "use `save_pretrained`": "to_json_file",
+        "`push_to_hub` of a model uploads it, too": "push_to_hub",
+        "the options of a call choose how it decodes": "extra_output_flags get_generation_mode",
+    },
+    "Encoded": {
+        "the result is a dict itself": "data",
+        "every tokenizer is fast": "is_fast",
+        "`sequence_ids` has the text of each token": "n_sequences",
+        "give `return_tensors` to the call of the tokenizer": "convert_to_tensors",
+    },
+    "Output": {
+        "a result is read, as a dict is": "clear copy fromkeys move_to_end pop popitem setdefault update",
+        "use `cache`": "cache_params",
+    },
+    "KVCache": {
+        "use `reorder`": "batch_repeat_interleave batch_select_indices reorder_cache",
+        "use `append`": "update",
+        "make a new cache, or use `crop` with 0": "reset",
+        "use `static`, the capacity, or None": "get_max_length is_compileable",
+        "`append` returns the keys and values of a layer": "layer_class_to_replicate layers",
+        "a DiffLlama attends to all tokens, whose keys and values stay in the memory of the device": """
+            activate_past_recording early_initialization get_conv_state get_mask_sizes get_query_offset
+            get_recurrent_state has_previous_state is_croppable is_dummy is_initialized is_linear is_recording_past
+            is_sliding offload offloading prefetch update_conv_state update_indexer update_recurrent_state""",
+    },
+    "Pipeline": PIPELINE
+    | {
+        "call the pipeline": """
+            XL_PREFIX call_count default_input_names forward get_inference_context get_iterator postprocess predict
+            preprocess run_single transform""",
+        "use `model` and `tokenizer`, which have it": "check_model_type dtype push_to_hub save_pretrained torch_dtype",
+        "give it to the call": "assistant_model assistant_tokenizer prefix",
+        "the model computes where `from_pretrained` put it": "device_placement ensure_tensor_on_device",
+    },
+    "BatchTextStreamer": {
+        "a subclass has `put`, `on_finalized_text` and `end`": """
+            decode_kwargs next_tokens_are_prompt print_len token_cache""",
+    },
+    "StoppingCriteria": {
+        "a criterion keeps its arguments only": """
+            clean_and_embed_tokens_with_cache clean_tokenizer_vocab embedding_vec max_valid_end_lens
+            max_valid_positions maximum_token_len num_stop_strings target_lens""",
+    },
+    "LogitsProcessor": {"`generate` takes a batch of prompts": "supports_continuous_batching"},
+    "_Settings": {
+        "the constructor checks the values": "validate",
+        "make a new one of `to_dict`": "from_dict update",
+        "`GenerationConfig.save_pretrained` writes it, too": "to_json_file to_json_string",
+        "give it to `generate` as watermarking_config": "construct_processor",
+    },
 }
-"""Sentence → names of transformers' caches, generation configs and results of tokenizers."""
+"""Class → sentence → names of transformers' class; its subclasses have them too."""
 
 _OUT = "leave it out"
 NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -241,36 +289,44 @@ def refuse_name(name: str) -> Never:
     raise ImportError(message) if imported else AttributeError(message)
 
 
-def refuse_attribute(owner: object, name: str, table: Mapping[str, str]) -> Never:
-    """Raise `AttributeError`, which says what serves instead if the table has the name."""
-    reason = instead(name, table)
-    kind = type(owner).__name__
-    if reason is None:
-        raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
-    message = f"{kind}.{name}: got a name of transformers, expected one of refdiff; {reason}"
-    raise AttributeError(message, name=name, obj=owner)
+def _sentence(cls: type, name: str) -> str | None:
+    tables = (ATTRIBUTES.get(c.__name__, {}) for c in cls.__mro__)
+    return next(filter(None, (instead(name, table) for table in tables)), None)
+
+
+def refuse_attribute(owner: object, name: str) -> Never:
+    """Raise `AttributeError` for a class or an object: what serves instead by `ATTRIBUTES`, or the nearest name."""
+    cls = owner if isinstance(owner, type) else type(owner)
+    is_public = not name.startswith("_")
+    message = f"{cls.__name__!r} object has no attribute {name!r}"
+    if is_public and (reason := _sentence(cls, name)):
+        message = f"{cls.__name__}.{name}: got a name of transformers, expected one of refdiff; {reason}"
+    elif is_public:
+        message += did_you_mean(name, {*dir(owner), *(owner if isinstance(owner, Mapping) else ())})
+    raise AttributeError(message, name=name, obj=None)  # with the owner, Python would suggest a name a second time
+
+
+class RefusedAttributes:
+    """A base that answers names of transformers by what serves instead, and others by the nearest name."""
+
+    if not TYPE_CHECKING:  # or every attribute would have a type
+        __getattr__ = refuse_attribute
+
+
+class _Class(type):
+    if not TYPE_CHECKING:
+        __getattr__ = refuse_attribute
 
 
 _NAMES = {name for table in (MODEL, CONFIG, TOKENIZER) for names in table.values() for name in names.split()}
 
 
-class RefusedAttributes:
-    """A base that answers names of transformers by what serves instead; `_refused` has the names."""
-
-    _refused: ClassVar[Mapping[str, str]] = OTHERS
-
-    if not TYPE_CHECKING:  # or every attribute would have a type
-
-        def __getattr__(self, name: str) -> Any:
-            refuse_attribute(self, name, {} if name.startswith("_") else self._refused)
-
-
-class RefusedNames(RefusedAttributes):
-    """The same, which refuses to set these names, too."""
+class RefusedNames(RefusedAttributes, metaclass=_Class):
+    """The same, whose class answers as its objects do, and which refuses to set these names, too."""
 
     if not TYPE_CHECKING:
 
         def __setattr__(self, name: str, value: Any) -> None:
-            if name in _NAMES and instead(name, self._refused):  # to set it would change nothing
-                refuse_attribute(self, name, self._refused)
+            if name in _NAMES and _sentence(type(self), name):  # to set it would change nothing
+                refuse_attribute(self, name)
             super().__setattr__(name, value)

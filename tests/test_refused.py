@@ -39,14 +39,26 @@ def test_each_name_has_its_sentence(kind: str) -> None:
             assert not hasattr(one, name)
 
 
-@pytest.mark.parametrize("kind", ["MODEL", "CONFIG", "TOKENIZER"])
-@pytest.mark.parametrize("name", ["no_such_name", "_private", "__array__"])
-def test_other_names_have_the_error_of_python(kind: str, name: str) -> None:
-    one = owner(kind)
-    with pytest.raises(AttributeError, match=f"^'{type(one).__name__}' object has no attribute '{name}'$") as error:
-        getattr(one, name)
-    assert error.value.obj is one
-    assert error.value.name == name
+NEAR = {
+    "MODEL": ("generat", "generate"),
+    "CONFIG": ("hidden_sise", "hidden_size"),
+    "TOKENIZER": ("batch_decod", "batch_decode"),
+    "Encoded": ("input_id", "input_ids"),
+    "GenerationConfig": ("updat", "update"),
+}
+
+
+@pytest.mark.parametrize("kind", NEAR)
+def test_other_names_have_the_error_of_python_with_the_nearest_name(kind: str) -> None:
+    one = OBJECTS[kind]() if kind in OBJECTS else owner(kind)
+    known = f"'{type(one).__name__}' object has no attribute"
+    near, meant = NEAR[kind]
+    for name in ("zzzz", "_private", "__array__", near):
+        hint = f"; did you mean '{meant}'?" if name == near else ""
+        with pytest.raises(AttributeError, match=f"^{re.escape(f'{known} {name!r}{hint}')}$") as error:
+            getattr(one, name)
+        assert error.value.name == name
+        assert not hasattr(one, name)
 
 
 @pytest.mark.parametrize("kind", ["MODEL", "CONFIG"])
@@ -158,22 +170,40 @@ def test_arguments_that_are_accepted_with_any_value() -> None:
         model.resize_token_embeddings(30, 0)
 
 
-OWNERS: dict[str, Callable[[], Any]] = {
-    "data is_fast n_sequences convert_to_tensors": lambda: owner("TOKENIZER")("a"),
-    "batch_repeat_interleave batch_select_indices reorder_cache": lambda: refdiff.KVCache(1),
-    "validate to_diff_dict to_json_file": refdiff.GenerationConfig,
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "GenerationConfig": refdiff.GenerationConfig,
+    "Encoded": lambda: owner("TOKENIZER")("a"),
+    "Output": lambda: owner("MODEL")([[1]]),
+    "KVCache": lambda: refdiff.KVCache(1),
+    "Pipeline": lambda: refdiff.pipeline("text-generation", "bundled"),
+    "BatchTextStreamer": lambda: refdiff.TextIteratorStreamer(owner("TOKENIZER")),
+    "StoppingCriteria": lambda: refdiff.MaxLengthCriteria(3),
+    "LogitsProcessor": lambda: refdiff.TopKLogitsWarper(3),  # type: ignore[attr-defined]
+    "_Settings": refdiff.WatermarkingConfig,
 }
 
 
-@pytest.mark.parametrize("names", OWNERS)
-def test_names_of_other_objects(names: str) -> None:
-    one = OWNERS[names]()
-    for name in names.split():
-        sentence = refused.instead(name, refused.OTHERS)
-        with pytest.raises(AttributeError, match=rf"\.{name}: got a name of transformers, .*; {sentence}$"):
-            getattr(one, name)
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_names_of_other_objects(kind: str) -> None:
+    one = OBJECTS[kind]()
+    for sentence, names in refused.ATTRIBUTES[kind].items():
+        for name in names.split():
+            with pytest.raises(
+                AttributeError, match=rf"\.{name}: got a name of transformers, .*; {re.escape(sentence)}$"
+            ):
+                getattr(one, name)
     assert not hasattr(one, "no_such_name")
 
 
-def test_each_name_of_other_objects_is_tested() -> None:
-    assert sorted(" ".join(OWNERS).split()) == sorted(" ".join(refused.OTHERS.values()).split())
+def test_each_class_with_sentences_is_tested() -> None:
+    assert refused.ATTRIBUTES.keys() == {*OBJECTS, "PreTrainedModel", "DiffLlamaConfig", "Tokenizer"}
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoTokenizer", "AutoModel", "AutoModelForCausalLM"])
+def test_classes_answer_as_their_objects_do(kind: str) -> None:
+    cls = getattr(refdiff, kind)
+    for name in ("register", "push_to_hub" if kind == "AutoTokenizer" else "register_for_auto_class"):
+        with pytest.raises(AttributeError, match=rf"^{cls.__name__}\.{name}: got a name of transformers, .*; .+"):
+            getattr(cls, name)
+    with pytest.raises(AttributeError, match="has no attribute 'from_pretraind'; did you mean 'from_pretrained'"):
+        cls.from_pretraind  # noqa: B018

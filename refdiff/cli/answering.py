@@ -171,7 +171,6 @@ def finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[st
     if transcript.stopped:
         return "stop"
     ends = model.generation_config.get("eos_token_id")
-    ends = model.config.eos_token_id if ends is None else ends
     ended = transcript.ids and transcript.ids[-1] in (ends if isinstance(ends, list) else [ends])
     if ended and not given["ignore_eos"]:
         return "eos"

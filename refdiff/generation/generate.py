@@ -80,8 +80,7 @@ def generate(
         if input_ids is None and embeds is not None:
             ids = np.empty((len(embeds), 0), np.int64)
         else:
-            starts = (bos_token_id, model.generation_config.get("bos_token_id"), model.config.bos_token_id)
-            bos = next((start for start in starts if start is not None), None)
+            bos = model.generation_config.get("bos_token_id") if bos_token_id is None else bos_token_id
             ids = validation.read_ids(input_ids, bos, model.config.vocab_size)
         validation.check_cache(cache, ids)
         missing = 0 if embeds is None else embeds.shape[1] - ids.shape[1]

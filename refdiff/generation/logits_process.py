@@ -17,12 +17,13 @@ from refdiff.generation import sampling
 from refdiff.generation.options import bias_items, check, integer, number
 from refdiff.messages import show_value
 from refdiff.model.inputs import host
+from refdiff.refused import RefusedAttributes
 
 Scores = NDArray[np.floating]
 Ids = NDArray[np.int64]
 
 
-class LogitsProcessor:
+class LogitsProcessor(RefusedAttributes):
     """Changes the scores of the next token; a subclass is for `generate(logits_processor=[…])`."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from refdiff.files import output_folder, read_json, write_atomically
 from refdiff.generation.tokenizer.backend import backend_of
 from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
-from refdiff.refused import GENERATE, OTHERS, check_neutral, instead, refuse_attribute
+from refdiff.refused import GENERATE, RefusedNames, check_neutral, instead, refuse_attribute
 
 
 def _is_int(value: Any) -> bool:
@@ -230,9 +230,8 @@ def check_value(name: str, value: Any, error: type[ValueError] = ValueError, ori
 
 
 def _read_files(model: Any) -> dict[str, Any]:
-    """Return the options in generation_config.json, and the end and padding tokens in config.json."""
-    entries = {k: v for k, v in model.generation_config.items() if k in NAMES and k not in OBJECTS and v is not None}
-    found = {name: getattr(model.config, name, None) for name in ("eos_token_id", "pad_token_id")} | entries
+    """Return the options of the model, which are those in generation_config.json."""
+    found = {k: v for k, v in model.generation_config.items() if k in NAMES and k not in OBJECTS and v is not None}
     origin = _origin(model)
     for name in _CHANGES_TEXT:
         if (value := model.generation_config.get(name)) not in (None, _NEUTRAL.get(name)):
@@ -258,8 +257,8 @@ def resolve(model: Any, given: Mapping[str, Any], generation_config: Any = None)
     """Check the options of one call and fill in the rest.
 
     An option comes from the call, else from `generation_config` (a `GenerationConfig`, that of transformers, or a
-    dict), else from `model.generation_config`, else (eos and pad only) from `model.config`, else from transformers'
-    defaults; so `do_sample=True` alone means top_k=50. An explicit None in the call turns an option off.
+    dict), else from `model.generation_config`, else from transformers' defaults; so `do_sample=True` alone means
+    top_k=50. An explicit None in the call turns an option off.
     Options of transformers that refdiff lacks may have a value that changes nothing, such as `use_cache=True`.
     """
     entries = set_entries(generation_config)
@@ -384,7 +383,7 @@ def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:
 _KNOWN = frozenset((*NAMES, *LEFT_OUT, "bos_token_id", "transformers_version"))
 
 
-class GenerationConfig(dict[str, Any]):
+class GenerationConfig(RefusedNames, dict[str, Any]):
     """Options of `generate`, with transformers' names, as entries and attributes; None: not set.
 
     `generate(generation_config=…)` takes it, and `model.generation_config` may be one. Entries
@@ -396,21 +395,22 @@ class GenerationConfig(dict[str, Any]):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.update(**options)
+        for name, value in options.items():
+            setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self and name not in _KNOWN:
-            refuse_attribute(self, name, OTHERS)
-        return self.get(name)
+        return self.get(name) if name in self or name in _KNOWN else refuse_attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = check_value(name, value) if name in NAMES else value
 
     def update(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # transformers' signature
-        """Set options; return those that are none, which is nothing here."""
+        """Set options; return those that are none, neither of `generate` nor among the entries."""
+        unused = {name: value for name, value in options.items() if name not in self and name not in _KNOWN}
         for name, value in options.items():
-            setattr(self, name, value)
-        return {}
+            if name not in unused:
+                setattr(self, name, value)
+        return unused
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set."""

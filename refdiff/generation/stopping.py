@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.model.inputs import host
+from refdiff.refused import RefusedAttributes
 
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-class StoppingCriteria:
+class StoppingCriteria(RefusedAttributes):
     """Says which sequences are finished; a subclass is for `generate(stopping_criteria=[…])`."""
 
     def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Any:
@@ -42,8 +43,8 @@ class MaxTimeCriteria(StoppingCriteria):
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
         self.max_time = max_time
-        passed = 0.0 if initial_timestamp is None else time.time() - initial_timestamp
-        self._deadline = time.monotonic() - passed + max_time
+        self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
+        self._deadline = time.monotonic() + self.initial_timestamp - time.time() + max_time
 
     def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Flags:
         return np.full(len(input_ids), time.monotonic() > self._deadline)

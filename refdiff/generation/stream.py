@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer.backend import backend_of
+from refdiff.refused import RefusedAttributes
 
 
 def split_sequences(value: Any) -> list[NDArray[np.int64]]:
@@ -79,7 +80,7 @@ _CONTEXT = 8  # ids of the prompt, enough to know whether a space comes before t
 _CONTINUATIONS = tuple(bytes([byte]) for byte in range(0x80, 0xC0))  # bytes within a UTF-8 character
 
 
-class BatchTextStreamer:
+class BatchTextStreamer(RefusedAttributes):
     """Decodes the sequences of a batch, and passes on each piece of text of complete characters.
 
     tokenizer: one of refdiff, transformers or tokenizers. write(i, text) is called with every
@@ -97,9 +98,9 @@ class BatchTextStreamer:
         skip_prompt: bool = False,
         skip_special_tokens: bool = False,
     ) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._write = write
-        self._skip_prompt = skip_prompt
+        self.skip_prompt = skip_prompt
         self._skip_special_tokens = skip_special_tokens
         self._streams: list[PieceDecoder] | None = None
         self.texts: list[str] = []
@@ -108,10 +109,10 @@ class BatchTextStreamer:
         """Receive the prompt, then new ids."""
         sequences = split_sequences(value)
         if self._streams is None:
-            prompts = sequences if self._skip_prompt else [None] * len(sequences)
-            self._streams = [PieceDecoder(self._tokenizer, before, self._skip_special_tokens) for before in prompts]
+            prompts = sequences if self.skip_prompt else [None] * len(sequences)
+            self._streams = [PieceDecoder(self.tokenizer, before, self._skip_special_tokens) for before in prompts]
             self.texts = [""] * len(sequences)
-            if self._skip_prompt:
+            if self.skip_prompt:
                 return
         if len(sequences) != len(self._streams):
             raise ValueError(f"put: got ids of {len(sequences)} sequences, expected {len(self._streams)} as before")
@@ -196,20 +197,21 @@ class TextIteratorStreamer(TextStreamer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: Any = None,
     ) -> None:
-        self._queue: queue.Queue[str | None] = queue.Queue()
-        self._timeout = timeout
-        super().__init__(tokenizer, skip_prompt, skip_special_tokens, write=self._queue.put)
+        self.stop_signal = None
+        self.text_queue: queue.Queue[str | None] = queue.Queue()
+        self.timeout = timeout
+        super().__init__(tokenizer, skip_prompt, skip_special_tokens, write=self.text_queue.put)
 
     def end(self) -> None:
         """End the iteration."""
         super().end()
-        self._queue.put(None)
+        self.text_queue.put(self.stop_signal)
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        piece = self._queue.get(timeout=self._timeout)
-        if piece is None:
+        piece = self.text_queue.get(timeout=self.timeout)
+        if piece == self.stop_signal:
             raise StopIteration
         return piece

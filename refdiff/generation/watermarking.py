@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from refdiff.generation.logits_process import Ids, LogitsProcessor, Scores
 from refdiff.generation.options import check, integer, number
 from refdiff.layers.softmax import softmax
+from refdiff.refused import RefusedAttributes
 
 TABLE_SIZE = 1_000_003
 """The size of the fixed table of the scheme "selfhash"."""
@@ -40,7 +41,7 @@ def _fixed_table(key: int) -> NDArray[np.int64]:
     return np.array(permutation(TABLE_SIZE, key))
 
 
-class _Settings:
+class _Settings(RefusedAttributes):
     """Fields that are checked when they are set."""
 
     __post_init__ = LogitsProcessor.__post_init__

@@ -61,7 +61,7 @@ class KVCache(RefusedAttributes):
         # A call that was interrupted between two layers does not count: the next one overwrites its tokens.
         return min(self._lengths)
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of tokens, as `len` does; the name is transformers'."""
         return len(self)
 
@@ -194,14 +194,15 @@ class KVCache(RefusedAttributes):
                 self._buffers[layer] = (k, v)
 
     def crop(self, length: int) -> None:
-        """Forget all tokens after the first `length`.
+        """Forget all tokens after the first `length`, or the last -`length`; 0 forgets all, as no call in transformers.
 
         Raises:
-            ValueError: `length` is no integer from 0 to len(cache).
+            ValueError: `length` is no integer from -len(cache) to len(cache).
         """
-        if not isinstance(length, int | np.integer) or not 0 <= length <= len(self):
-            raise ValueError(f"KVCache: crop: got length {length!r}, expected an integer from 0 to {len(self)}")
-        self._lengths = [length] * self.num_layers
+        n = len(self)
+        if not isinstance(length, int | np.integer) or not -n <= length <= n:
+            raise ValueError(f"KVCache: crop: got length {length!r}, expected an integer from {-n} to {n}")
+        self._lengths = [length % n if length < 0 else length] * self.num_layers
 
 
 def _check_like_cached(name: str, new: Array, cached: Array) -> None:

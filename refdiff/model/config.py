@@ -18,7 +18,7 @@ from refdiff.messages import list_problems, refuse_arguments, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
 from refdiff.model.variants import VARIANTS, current_name
-from refdiff.refused import CONFIG, RefusedNames, check_neutral
+from refdiff.refused import RefusedNames, check_neutral
 
 
 def _default_of_calls(name: str) -> property:
@@ -51,7 +51,6 @@ class DiffLlamaConfig(RefusedNames):
             and the fix.
     """
 
-    _refused: ClassVar[Mapping[str, str]] = CONFIG
     is_encoder_decoder: ClassVar[bool] = False
     sub_configs: ClassVar[Mapping[str, Any]] = {}
     output_attentions = _default_of_calls("output_attentions")

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from refdiff.arrays import Array
 from refdiff.messages import summary
 from refdiff.model.cache import KVCache
+from refdiff.refused import RefusedAttributes
 
 
-class Output(Mapping[str, Any]):
+class Output(RefusedAttributes, Mapping[str, Any]):
     """A dataclass of results; as in transformers, a mapping of those that are not None, which also takes positions.
 
     `unlisted` are results that transformers lacks: they have a name, but no position, and do not count in `len`.

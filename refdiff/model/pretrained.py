@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
@@ -16,14 +16,14 @@ from refdiff import hub
 from refdiff.arrays import Array, backend, check_device, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.checkpoint_files import CONFIG_FILES, WEIGHT_FILES
-from refdiff.files import read_optional_json
+from refdiff.files import read_json
 from refdiff.messages import refuse_arguments
 from refdiff.model.call import CallableModel
 from refdiff.model.commit import read_consistently
 from refdiff.model.config import FIELDS, DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
-from refdiff.refused import MODEL, NEUTRAL, RefusedNames, check_neutral
+from refdiff.refused import NEUTRAL, RefusedNames, check_neutral
 
 ARGUMENTS = (
     "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", "config", *hub.ARGUMENTS, "torch_dtype",
@@ -43,13 +43,14 @@ class PreTrainedModel(CallableModel, RefusedNames):
         params: the nested weight dict under Hugging Face's names.
         dtype: the precision of the weights, "float32", "float64", "float16" or "bfloat16". The 16-bit ones are
             expanded to float32 in memory, unless the model was loaded with weights="stored".
-        generation_config: the content of generation_config.json, as a `refdiff.GenerationConfig`.
+        device: "cpu" for NumPy, else what was given.
+        generation_config: the content of generation_config.json, as a `refdiff.GenerationConfig`; without this file,
+            the beginning, end and padding token of the config.
         source: the folder that the model was loaded from, or None.
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
             here to trace, time or replace them.
     """
 
-    _refused: ClassVar[Mapping[str, str]] = MODEL
     config_class = DiffLlamaConfig
     main_input_name: ClassVar[str] = "input_ids"
     base_model_prefix: ClassVar[str] = "model"
@@ -77,7 +78,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         self.config = config
         self.dtype = dtype
         self.xp = _backend(backend, device)
-        self.device = device
+        self.device = check_device(self.xp, device)
         with device_placement(self.xp, device, sum(getattr(a, "nbytes", 0) for a in arrays.values())) as put:
             self.params = nest({name: put(array) for name, array in arrays.items()})
         matrices = self.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
@@ -156,11 +157,12 @@ class PreTrainedModel(CallableModel, RefusedNames):
             **where,
         )
 
-        def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any]]:
+        def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any] | None]:
             own = DiffLlamaConfig.from_pretrained(folder, **options) if config is None else _given(config, options)
             params = load(folder, own, cls.architecture, dtype=dtype, stored=stored, mapped=mmap)
             resolved = resolve_dtype(folder, own, dtype)
-            return own, params, resolved, read_optional_json(folder / "generation_config.json")
+            path = folder / "generation_config.json"
+            return own, params, resolved, read_json(path) if os.path.lexists(path) else None
 
         own, params, resolved, generation_config = read_consistently(folder, read)
         model = cls(
@@ -291,7 +293,9 @@ class PreTrainedModel(CallableModel, RefusedNames):
         from refdiff.generation.options import GenerationConfig  # imported late: generation imports model
 
         if not isinstance(options, GenerationConfig):
-            read, options = options or {}, GenerationConfig()
+            names = ("bos_token_id", "eos_token_id", "pad_token_id") if options is None and self.can_generate() else ()
+            tokens = {name: token for name in names if (token := getattr(self.config, name)) is not None}
+            read, options = options or tokens, GenerationConfig()
             dict.update(options, read)  # unchecked: `generate` checks them, and names the file
         self._generation_config: Any = options
 
@@ -310,9 +314,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         if asked in DTYPES:
             device, dtype = None, asked
         if device is not None and str(device) != str(self.device or "cpu"):
-            raise ValueError(
-                f"to: got device {device!r}, expected {self.device or 'cpu'!r}; load with backend= and device="
-            )
+            raise ValueError(f"to: got device {device!r}, expected {self.device!r}; load with backend= and device=")
         if dtype is not None and _dtype_name(dtype) != self.dtype:
             raise ValueError(f"to: got dtype {_dtype_name(dtype)}, expected {self.dtype}; load with dtype=")
         return self

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from refdiff.arrays import to_numpy
 from refdiff.generation.tokenizer import Tokenizer
 from refdiff.messages import did_you_mean
-from refdiff.refused import PIPELINE, instead
+from refdiff.refused import PIPELINE, RefusedAttributes, instead
 
 Outputs = tuple[NDArray[Any], ...]
 Process = Generator[list[dict[str, list[int]]], list[Outputs], Any]
 """Yields the model's inputs, one dict for each call of the model, gets the outputs of all, and returns the result."""
 
 
-class Pipeline:
+class Pipeline(RefusedAttributes):
     """A model and its tokenizer as one function. A subclass handles one input in `process`.
 
     A list of inputs gives a list of results. An iterator gives an iterator, which computes each batch of results when

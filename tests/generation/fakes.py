@@ -42,7 +42,8 @@ class FakeModel:
         self.base_params = {"norm": {"weight": np.ones(D)}}
         self.head_inputs = ("labels", "logits_to_keep")
         self.backend = Backend()
-        self.generation_config: dict[str, Any] = {}
+        tokens = ("eos_token_id", "pad_token_id", "bos_token_id")
+        self.generation_config: dict[str, Any] = {name: getattr(self.config, name) for name in tokens}
         self.source: str | None = None
         self.calls: list[tuple[int, int]] = []
 

@@ -67,6 +67,8 @@ def test_nan_names_row_and_step(options: dict[str, Any]) -> None:
 def test_max_time_ends_a_text_that_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FakeModel()
     ticks = itertools.count()
-    monkeypatch.setattr("refdiff.generation.stopping.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(
+        "refdiff.generation.stopping.time", SimpleNamespace(monotonic=lambda: next(ticks), time=lambda: 0.0)
+    )
     got = generate(model, [[5, 6]], eos_token_id=None, max_new_tokens=50, max_time=3.5)
     assert got.shape[1] == 2 + 4

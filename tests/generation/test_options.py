@@ -134,11 +134,12 @@ def test_arrays_are_lists_of_ids() -> None:
 
 
 def test_where_a_value_comes_from() -> None:
-    """The call, then generation_config.json, then config.json for special tokens; unknown entries are passed over."""
+    """The call, then generation_config.json; unknown entries are passed over. config.json is not read, as there."""
     model = FakeModel(eos_token_id=[3, 4])
+    assert resolve(model, {}).eos_token_id == [3, 4]
     model.generation_config = {"temperature": 0.6, "top_k": 7, "top_p": None, "transformers_version": "5", "min_p": 0.1}
     got = resolve(model, {"do_sample": True, "top_k": 9})
-    assert (got.temperature, got.top_k, got.top_p, got.min_p, got.eos_token_id) == (0.6, 9, 1.0, 0.1, [3, 4])
+    assert (got.temperature, got.top_k, got.top_p, got.min_p, got.eos_token_id) == (0.6, 9, 1.0, 0.1, None)
     model.generation_config = {"eos_token_id": 5, "pad_token_id": 6}
     assert (resolve(model, {}).eos_token_id, resolve(model, {}).pad_token_id) == ([5], 6)
     assert resolve(model, {"eos_token_id": [7, 8]}).eos_token_id == [7, 8]

@@ -84,8 +84,8 @@ def filled(**sizes):
             for rows in ([2], [-1], [0, 5])
         ),
         *(
-            (lambda n=n: filled().crop(n), ValueError, f"crop: got length {n}, expected an integer from 0 to 5")
-            for n in (-1, 6, 2.0)
+            (lambda n=n: filled().crop(n), ValueError, f"crop: got length {n}, expected an integer from -5 to 5")
+            for n in (-6, 6, 2.0)
         ),
         (lambda: filled().reorder([0.5, 1]), ValueError, "indices: got dtype float64, expected integers"),
         (lambda: filled().append(0, *(x[:1] for x in one(2))), ValueError, "expected a batch of 2 as in the cache"),

@@ -160,7 +160,8 @@ def test_every_way_to_a_model_takes_every_choice(away, tmp_path):
         exact = way(small_config(), dtype="float64")
         assert exact.dtype == "float64"
         assert all(a.dtype == np.float64 for a in weights.flatten(exact.params).values())
-        assert way(small_config()).generation_config == {}
+        assert way(small_config()).generation_config == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        assert refdiff.DiffLlamaModel(small_config()).generation_config == {}
 
 
 def test_numpy_has_no_device_but_the_cpu():
@@ -286,7 +287,8 @@ def test_options_of_generation_are_entries_and_attributes(tmp_path):
     assert model.generate([[1, 2]], eos_token_id=-1).shape == (1, 5)
     model.save_pretrained(tmp_path)
     again = KIND.from_pretrained(tmp_path)
-    assert again.generation_config == model.generation_config == {"max_new_tokens": 3}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert again.generation_config == model.generation_config == {**tokens, "max_new_tokens": 3}
     again.generation_config = {"max_new_tokens": 2}
     assert again.generation_config.max_new_tokens == 2
     assert again.generation_config.num_beams is None
@@ -334,4 +336,6 @@ def test_pushing_uploads_what_saving_writes(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert small_model().push_to_hub("small", token="secret") == "address"
-    assert uploads == [("me/small", ["config.json", "model.safetensors"], "Upload DiffLlamaForCausalLM")]
+    assert uploads == [
+        ("me/small", ["config.json", "generation_config.json", "model.safetensors"], "Upload DiffLlamaForCausalLM")
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import Encoding, TokenizerBackend
-from refdiff.refused import OTHERS, refuse_attribute
+from refdiff.refused import RefusedAttributes, refuse_attribute
 
 _LISTS = (list, tuple, np.ndarray)
 
@@ -28,7 +28,7 @@ class Span(NamedTuple):
     end: int
 
 
-class Encoded(dict[str, Any]):
+class Encoded(RefusedAttributes, dict[str, Any]):
     """The result of a tokenizer call: a dict whose entries are attributes too. `model(**encoded)` works.
 
     `encodings` has what the library knows of each text: `tokens(i)`, `word_ids(i)` and `sequence_ids(i)` of text i, and
@@ -55,7 +55,7 @@ class Encoded(dict[str, Any]):
         """Return for each token the text of its pair, 0 or 1; None for special tokens."""
         return list(self._encoding(batch_index).sequence_ids)
 
-    def to(self, device: Any) -> Encoded:
+    def to(self, device: Any, non_blocking: bool = False) -> Encoded:
         """Return this result: arrays of NumPy are on the CPU.
 
         Raises:
@@ -85,10 +85,7 @@ class Encoded(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         if name in _QUESTIONS:
             return functools.partial(self._ask, name)
-        try:
-            return super().__getitem__(name)
-        except KeyError:
-            refuse_attribute(self, name, OTHERS)
+        return self[name] if name in self else refuse_attribute(self, name)
 
 
 def pad(sequences: list[list[int]], length: int, value: int, side: str) -> list[list[int]]:

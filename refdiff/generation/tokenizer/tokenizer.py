@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, write_atomically, write_json
@@ -36,7 +36,7 @@ from refdiff.generation.tokenizer.encoded import (
 from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
 from refdiff.messages import refuse_arguments
-from refdiff.refused import TOKENIZER, RefusedNames, check_neutral
+from refdiff.refused import RefusedNames, check_neutral
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -61,8 +61,6 @@ class Tokenizer(Vocabulary, RefusedNames):
         source: the file that errors name.
         model_vocab_size: the number of ids of the model; a text with other ids is refused.
     """
-
-    _refused: ClassVar[Mapping[str, str]] = TOKENIZER
 
     def __init__(
         self,
