@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import json
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.flags import Number, UsageError, add_common, refuse
+from refdiff.cli.flags import UsageError, add_common
 from refdiff.cli.parser import Parser
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
-from refdiff.cli.terminal import minutely, note, print_report, progress_bar, waiting
+from refdiff.cli.terminal import print_report, waiting
 from refdiff.errors import CheckpointError
 
 MOST_NAMES = 12
@@ -30,8 +27,6 @@ element: the largest error of one number over its allowance: one wrong number.
 slope: ⟨e, y⟩ over ⟨y, y⟩, with the result y of all rows: a wrong scale.
 factor: the same, weighted by row: a wrong scale where some rows are noisy.
 u is the unit roundoff of the storage type."""
-FIRST_SEED = 4000
-"""Of the selftest: none on which anything was tuned."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,7 +38,6 @@ def add_arguments(parser: Parser) -> None:
     parser.examples = """
 refdiff check --spec hf_diffllama --layer 3 mine.safetensors
 refdiff check --spec ms_v1 --set window=128 --print-spec mine.npz
-refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
 """
     parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
     parser.add_argument("--inputs", action="store_true", help="list the arrays that FILE may hold")
@@ -54,53 +48,31 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
     )
     parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    selftest = parser.add_argument_group("selftest")
-    selftest.add_argument("--selftest", action="store_true", help="test check with known kernels")
-    number = Number(int, 1)
-    selftest.add_argument("--seeds", type=number, default=1, metavar="N", help="number of seeds")
-    selftest.add_argument("--jobs", type=number, default=1, metavar="N", help="seeds at a time")
-    state = selftest.add_argument("--state", dest="keep", metavar="FOLDER", help="a file per seed, to resume from")
-    parser.add_alias(state, "--keep")
-    selftest.add_argument("--kernels", metavar="MODULE:NAME", help="correct kernels to judge too")
-    selftest.add_argument("--markdown", action="store_true", help="print a page, not a table")
     add_common(parser, offline=False)
     parser.notes = [
         "Exit status: 0 passed; 1 not passed: fail, or inconclusive, which means that correct kernels differ too much "
-        "on these inputs for a verdict; 2 error. With --selftest: 0 if enough wrong kernels fail and every correct one "
-        "passes, 1 otherwise, 2 error; its last lines say how many of each are expected. It needs a clone of refdiff.",
+        "on these inputs for a verdict; 2 error.",
         SPEC_NOTE + " Dimensions that the spec lacks are those of the arrays.",
         RECIPE_NOTE,
         NUMBERS_NOTE,
-        "--kernels tests.parity.real_kernels:KERNELS names a dict of functions.",
     ]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the verdict, the selftest's table, the spec or the page of inputs; 0 for a pass, 1 for another verdict."""
+    """Print the verdict, the spec or the page of inputs; 0 for a pass, 1 for another verdict."""
     if args.inputs:
         sys.stdout.write(inputs_page() + "\n")
         return 0
-    if args.print_spec and not args.selftest:
+    if args.print_spec:
         if args.file is None:
             fields = preset_fields(args)
         else:
             fields = spec_of(args, _read(args.file)[1], source=args.file)[0].to_dict()
         print_report(fields)
         return 0
-    if args.selftest == (args.file is not None):
-        got = "both" if args.selftest else "neither"
-        raise UsageError(f"FILE or --selftest: got {got}, expected one of them; --inputs lists what FILE may hold")
-    if args.json and args.markdown:
-        raise UsageError("--json, --markdown: got both, expected one of them")
-    if not args.selftest:
-        used = {"--seeds": args.seeds > 1, "--jobs": args.jobs > 1, "--state": args.keep, "--kernels": args.kernels}
-        refuse(
-            "no effect without --selftest; add that, or leave {} out",
-            {**used, "--markdown": args.markdown},
-        )
-    if args.print_spec:
-        raise UsageError("--print-spec: does not go with --selftest; leave one out")
-    return _selftest(args) if args.selftest else _check(args)
+    if args.file is None:
+        raise UsageError("FILE: got none, expected a file of inputs and outputs; --inputs lists what it may hold")
+    return _check(args)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -174,46 +146,3 @@ def inputs_page() -> str:
         block if table else textwrap.fill(" ".join(block.split()), 80, break_on_hyphens=False)
         for block, table in zip(blocks, tables, strict=True)
     )
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[dict[str, Callable[..., None]]]:
-    """Yield callbacks for the progress of the selftest: a bar on a terminal, else a line per minute."""
-    due = minutely()
-    with progress_bar(quiet=quiet, unit="case") as bar:
-
-        def done(name: str) -> None:
-            if not quiet:
-                bar.write(f"{name} done", file=sys.stderr)
-
-        def progress(count: int, total: int) -> None:
-            bar.total = total
-            bar.update(count - bar.n)
-            if bar.disable and not quiet and due():
-                note(f"{count} of {total} cases")
-
-        if not quiet:
-            bar.write("each seed has 16 cases of recipe and profile, and takes some minutes", file=sys.stderr)
-        yield {"done": done, "progress": progress}
-
-
-def _selftest(args: argparse.Namespace) -> int:
-    if str(Path.cwd()) not in sys.path:  # it is part of the repository's tests and not of the installed package
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        tests = importlib.import_module("tests.oracle.selftest")
-    except ModuleNotFoundError as error:
-        raise UsageError("--selftest: needs refdiff's repository; start it in the folder that holds tests/") from error
-    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    options = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep}
-    try:
-        with _progress(args.quiet) as reported:
-            table = tests.selftest(seeds, **options, **reported)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if args.json:
-        text = json.dumps(table.to_dict(), indent=2)
-    else:
-        text = tests.page(table, seeds, args.kernels) if args.markdown else str(table)
-    sys.stdout.write(text + "\n")
-    return 0 if table.holds else 1

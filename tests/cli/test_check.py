@@ -94,41 +94,6 @@ def test_an_inconclusive_verdict_is_no_pass(mine: Write, cli: Cli) -> None:
     assert "NaN or infinities in the inputs: q has 720 of 720" in done.out
 
 
-@pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A run of the selftest that takes no time; what it was asked for."""
-    from tests.oracle import selftest
-
-    asked = []
-
-    def run(seeds: range, *, done: Any, progress: Any, **options: Any) -> Any:
-        asked.append({"seeds": len(seeds), **options})
-        progress(1, 16)
-        done("seed 1")
-        table = selftest.Table()
-        killed = 100 if options["jobs"] < 3 else 97
-        table.counts["float16", "cancellation", "lse", "rows"] = selftest.Count(
-            mutants=120, identifiable=100, killed=killed, killed_identifiable=killed, own=5
-        )
-        return table
-
-    monkeypatch.setattr(selftest, "selftest", run)
-    return asked
-
-
-def test_selftest(tables: list[dict[str, Any]], cli: Cli) -> None:
-    done = cli("check", "--selftest", "--json")
-    assert done.status == 0
-    assert json.loads(done.out)["rows"][0]["killed_identifiable"] == 100
-    assert done.err == "each seed has 16 cases of recipe and profile, and takes some minutes\nseed 1 done\n"
-    words = ("--seeds", "3", "--jobs", "3", "--state", "folder", "--kernels", "a.b:C", "--markdown")
-    done = cli("check", "--selftest", *words)
-    assert done.status == 1, "it killed 97 %"
-    assert "| rows | 97 of 100 (97.0 %) |" in done.out
-    usual = {"seeds": 1, "kernels": None, "jobs": 1, "keep": None}
-    assert tables == [usual, {"seeds": 3, "kernels": "a.b:C", "jobs": 3, "keep": "folder"}]
-
-
 def test_a_wrong_gradient_is_diagnosed_too(mine: Write, cli: Cli) -> None:
     spec = small("ms_v1")
     x = draw(spec, dtype=np.float32)

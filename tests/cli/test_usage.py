@@ -34,22 +34,19 @@ USAGE = (
     ("bench --backend cupy --rows product:8", "--rows product: is measured on a CPU"),
     ("bench --backend cupy --dtype float16 --train", "--dtype: got float16, expected float32 or float64 for training"),
     ("bench --json .", "--json .: got a folder, expected a file; name a file in it"),
-    ("check", "FILE or --selftest: got neither"),
+    ("check", "FILE: got none, expected a file of inputs and outputs"),
     ("check --spec llama mine.safetensors", "--spec: got 'llama', expected hf_diffllama, ms_v1"),
     ("check --recipe int8 mine.safetensors", "--recipe int8: no recipe is called 'int8'"),
     ("check none.safetensors", "none.safetensors: no such file"),
     ("check list.json", "list.json: "),
     ("check shape.safetensors", "shape.safetensors: out: got shape (2, 5, 6, 12), expected (2, 6, 5, 12): "),
     ("check integers.safetensors", "integers.safetensors: out: got dtype int32, expected float64"),
-    ("check --print-spec --selftest", "--print-spec: does not go with --selftest"),
     ("check --spec list.json mine.safetensors", "list.json holds no JSON object"),
     ("check inputs.safetensors", "…nothing to judge"),
     ("check notes.txt", "notes.txt: neither .safetensors nor .npz; write one, for instance with numpy.savez"),
     ("check notes.pt", "notes.pt: got a .pt file, expected .safetensors or .npz; write one with safetensors.torch"),
     ("check many.safetensors", "…a18, a19 and 28 more, but no q and no x"),
     ("check layer.safetensors", "…the inputs lack q_proj.weight"),
-    ("check --selftest --json --markdown", "--json, --markdown: got both, expected one of them"),
-    ("check --seeds 3 --jobs 2 mine", "--seeds, --jobs: no effect without --selftest; add that, or leave --seeds"),
     ("judge kernel.py --memory 0.05", "--memory: got 0.05, expected a number of at least 0.1; see refdiff judge -h"),
     ("convert absent/folder/here new --to paper", "absent/folder/here: "),
     ("convert bundled bundled --to paper", "OUTPUT bundled: got the name of MODEL, expected another; a conversion wr"),
@@ -164,7 +161,7 @@ def test_wrong_usage(
     said = re.fullmatch(rf"refdiff {command}: error: (.*)", line)
     assert said, done.err
     assert message[1:] in said[1] if message.startswith("…") else said[1].startswith(message)
-    assert not notes or command == "train" or "--selftest" in words  # which say what takes so long
+    assert not notes or command == "train"  # which says what takes so long
     assert sorted(folder.iterdir()) == before
 
 

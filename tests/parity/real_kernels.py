@@ -1,8 +1,8 @@
 """Differential attention by implementations that are not of this project: transformers, timm, torch's sdpa, jax, MLX.
 
 Each is `kernel(spec, inputs, dout, dtype)` -> {"out", "dq", "dk", "dv"} in float64, gradients by the library's own
-differentiation; and {"lse1", "lse2"} where the library gives them. `refdiff check --selftest --kernels
-tests.parity.real_kernels:KERNELS` has them judged.
+differentiation; and {"lse1", "lse2"} where the library gives them. `python -m tests.oracle.selftest --real` has
+them judged.
 """
 
 from __future__ import annotations

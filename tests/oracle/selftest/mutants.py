@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.kernel import deviated, ops_with, output
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.verdict.judge import other_conventions
-from tests.oracle.selftest.local_mistakes import KEYS, PLACES
+from tests.oracle.selftest.local_mistakes import KEYS, PLACES, with_a_wrong_place, with_other_keys
 from tests.oracle.selftest.settings import Setting
 
 Numpy = np.ndarray[Any, Any]
@@ -54,8 +55,8 @@ def mutants(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: n
     """
     found = _deviating(setting, inputs, right, dout, rng)
     if setting.main:
-        found = _chained(found, _backward_alone(setting, inputs, dout), _local(setting, inputs, right, dout, rng))
-        found = _chained(found, _other_sums(setting, inputs))
+        local = _local(setting, inputs, right, dout, rng)
+        found = chain(found, _backward_alone(setting, inputs, dout), local, _other_sums(setting, inputs))
     for mutant in found:
         changed = {
             name: y
@@ -64,11 +65,6 @@ def mutants(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: n
         }
         if changed:
             yield Mutant(mutant.way, mutant.name, mutant.axis, changed)
-
-
-def _chained(*parts: Iterator[Mutant]) -> Iterator[Mutant]:
-    for part in parts:
-        yield from part
 
 
 def _deviating(
@@ -103,17 +99,17 @@ def _backward_alone(setting: Setting, inputs: Inputs, dout: Numpy) -> Iterator[M
 
 def _local(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np.random.Generator) -> Iterator[Mutant]:
     """Mistakes in one place."""
-    for of_keys in KEYS:
-        problem = Kernel(*of_keys(rng, setting.spec, inputs))
+    for change in KEYS:
+        problem = Kernel(*with_other_keys(change, rng, setting.spec, inputs))
         out = output(problem)
         if out is not None:
-            yield Mutant("forward", of_keys.__name__, "local", {"out": out})
-        yield Mutant("backward", of_keys.__name__, "local", _gradients(problem, dout))
-        yield Mutant("lse", of_keys.__name__, "local", _log_sums(problem))
-    for of_place in PLACES:
-        yield Mutant("forward", of_place.__name__, "local", {"out": of_place(rng, right["out"])})
+            yield Mutant("forward", change.__name__, "local", {"out": out})
+        yield Mutant("backward", change.__name__, "local", _gradients(problem, dout))
+        yield Mutant("lse", change.__name__, "local", _log_sums(problem))
+    for place in PLACES:
+        yield Mutant("forward", place, "local", {"out": with_a_wrong_place(place, rng, right["out"])})
         name = ROWS[int(rng.integers(3))]
-        yield Mutant("backward", of_place.__name__, "local", {name: of_place(rng, right[name])})
+        yield Mutant("backward", place, "local", {name: with_a_wrong_place(place, rng, right[name])})
 
 
 def _other_sums(setting: Setting, inputs: Inputs) -> Iterator[Mutant]:

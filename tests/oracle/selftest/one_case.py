@@ -1,4 +1,4 @@
-"""One seed in one recipe and profile: every mutant and every correct kernel, judged by our rule and by those of others.
+"""A seed in one recipe and profile: every mutant and every correct kernel, judged by our rule and by those of others.
 
 A mutant is a correct kernel with a mistake: the result of an order that no budget is made of, plus what the mistake
 changes in float64, rounded to the storage type. So it has the roundings of a kernel, and its mistake.
@@ -7,6 +7,7 @@ changes in float64, rounded to the storage type. So it has the roundings of a ke
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle import Budget, Recipe, budget, truth
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
@@ -24,26 +27,70 @@ from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import out_shape
 from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
 from tests.oracle.selftest.mutants import WAYS, Mutant, mutants, way_of
-from tests.oracle.selftest.noise import AT_RANDOM, LARGE, ORDERS, TIMES, Noise, noise
-from tests.oracle.selftest.settings import Setting, settings
-from tests.oracle.selftest.table import OURS, Table
+from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
+from tests.oracle.selftest.settings import Setting
 
 Numpy = np.ndarray[Any, Any]
 Arrays = dict[str, Numpy]
+OURS = "rows"
+REAL = {
+    "hf_diffllama": (Structure(1, 40, 40), Structure(2, 33, 33)),
+    "ms_v1": (Structure(2, 24, 37), Structure(1, 36, 50)),
+    "timm": (Structure(1, 40, 40), Structure(2, 33, 33)),
+}
+"""What real kernels are run on, by preset; the modules of transformers and timm have as many keys as queries."""
 
 
-def one_case(seed: int, recipe: Recipe, profile: str, name: str, problems: tuple[Setting, ...] | None = None) -> Table:
-    """Judge all mutants and correct kernels of a seed, or of its `problems`, under the recipe's name in the table."""
-    table = Table()
-    for setting in settings(seed) if problems is None else problems:
-        case = Trial(setting, seed, recipe, profile)
-        for order, found in zip(ORDERS, case.runs, strict=True):
-            judge_correct(table, (name, profile), f"{order.name}, {setting.kind}, seed {seed}", found, case)
-        rng = np.random.default_rng([seed, 31])
-        bases = case.runs
-        for n, mutant in enumerate(mutants(setting, case.budget.inputs, case.right, case.dout, rng)):
-            _judge_mutant(table, (name, profile), seed, mutant, bases[n % len(bases)], case)
-    return table
+@dataclass(frozen=True)
+class Run:
+    """A judged run.
+
+    kind: "mutant", or of correct kernels "own" or "real"; name: of the mutant or the kernel; axis: of the mutant.
+    refused_by: the rules that refuse it.
+    off: how many times the noise of correct kernels it is off by: of a mutant two numbers, by errors at random too and
+    by the orders alone; of a real kernel one for each of its tensors.
+    verdict: in words, of a correct kernel that is refused by ours.
+    """
+
+    seed: int
+    recipe: str
+    profile: str
+    way: str
+    kind: str
+    name: str
+    status: str
+    refused_by: frozenset[str]
+    axis: str = ""
+    off: tuple[float, ...] = ()
+    verdict: str = ""
+
+
+def runs_of_mutants(seed: int, recipe: str, profile: str, problems: tuple[Setting, ...]) -> Iterator[Run]:
+    """Judge all mutants of the problems, and correct kernels of this project."""
+    for setting in problems:
+        trial = Trial(setting, seed, recipe, profile)
+        for order, found in zip(ORDERS, trial.runs, strict=True):
+            yield from trial.judge_correct("own", f"{order.name}, {setting.kind}", found)
+        for mutant, base in trial.mutants():
+            off = trial.times(mutant.wrong, trial.right), trial.times(mutant.wrong, trial.right, orders_alone=True)
+            yield trial.judge("mutant", mutant.name, mutant.way, trial.made(mutant, base), axis=mutant.axis, off=off)
+
+
+def runs_of_real_kernels(
+    seed: int, dtype: str, profile: str, kernels: Mapping[str, tuple[str, bool, Callable[..., Arrays]]]
+) -> Iterator[Run]:
+    """Judge correct kernels of others.
+
+    Args:
+        kernels: by name (preset, eager, function): whether every operation's result is stored, so that the recipe is
+            `Recipe.eager`, and function(spec, inputs, dout, dtype) -> out, dq, dk, dv and, where there are any, lse1
+            and lse2, as float64 of the storage type's values; or nothing where it does not serve that type.
+    """
+    trials: dict[tuple[str, bool], Trial] = {}
+    for name, (preset, eager, function) in kernels.items():
+        setting = Setting(small_spec(preset), REAL[preset][seed % 2], "dense", (), main=True)
+        trial = trials.setdefault((preset, eager), Trial(setting, seed, dtype, profile, eager))
+        yield from trial.judge_correct("real", name, function(setting.spec, trial.budget.inputs, trial.dout, dtype))
 
 
 @dataclass(frozen=True)
@@ -52,8 +99,14 @@ class Trial:
 
     setting: Setting
     seed: int
-    recipe: Recipe
+    recipe_name: str
     profile: str
+    eager: bool = False
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How the kernels under test round."""
+        return (Recipe.eager if self.eager else Recipe.of)(self.recipe_name)
 
     @cached_property
     def inputs(self) -> Arrays:
@@ -83,13 +136,13 @@ class Trial:
 
     @cached_property
     def runs(self) -> list[Arrays]:
-        """Legal kernels of which no budget is made."""
-        return [run(self.setting, self.budget.inputs, self.recipe, order, self.dout) for order in ORDERS]
+        """Correct kernels of which no budget is made."""
+        return [self.run(order) for order in ORDERS]
 
     @cached_property
     def noise(self) -> dict[str, tuple[Noise, Noise]]:
         """Of each tensor: of valid orders with errors at random beside them, and of the orders alone."""
-        drawn = [run(self.setting, self.budget.inputs, self.recipe, order, self.dout) for order in AT_RANDOM]
+        drawn = [self.run(order) for order in AT_RANDOM]
         return {name: (self._noise(name, [*self.runs, *drawn]), self._noise(name, self.runs)) for name in self.right}
 
     def _noise(self, name: str, runs: list[Arrays]) -> Noise:
@@ -99,9 +152,39 @@ class Trial:
     @cached_property
     def given(self) -> dict[str, Given]:
         """What the rules of others see."""
-        recipe = Recipe.of(self.recipe, qk=self.recipe.storage)
-        eager = run(self.setting, self.budget.inputs, recipe, MEMBERS[0], self.dout)
+        eager = self.run(MEMBERS[0], Recipe.of(self.recipe, qk=self.recipe.storage))
         return {name: Given(y, eager[name], self.storage(name)) for name, y in self.right.items()}
+
+    def run(self, order: Order, recipe: Recipe | None = None) -> Arrays:
+        """What a correct kernel computes in one order: log-sum-exps of the main problem alone."""
+        recipe = recipe or self.recipe
+        found = evaluate(self.setting.spec, self.budget.inputs, recipe, order, self.dout)
+        return found | self.log_sums(recipe, order) if self.setting.main else found
+
+    def log_sums(self, recipe: Recipe, order: Order) -> Arrays:
+        """The log-sum-exps of a dense problem as a kernel has them, in float32.
+
+        Shapes:
+            lse1, lse2 (B, h, T); of plain attention lse
+        """
+        spec, how = self.setting.spec, Arithmetic(recipe, order)
+        s = attention_operands(spec, self.budget.inputs, rounded_ops(recipe, order))
+        base = math.log(2) if spec.lse_base == "2" else 1.0
+        found = {}
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            maps = scores_of_maps(how, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
+            for name, z in zip(spec.lse_names, maps, strict=False):
+                largest = row_max(z)
+                total = how.round_float32(np.sum(how.exp(z, largest), axis=-1, keepdims=True))
+                lse = how.round_float32(largest + np.log(total))[..., 0].astype(np.float64)
+                found[name] = round_to(np.broadcast_to(lse / base, s.q1.shape[:3]).copy(), "float32")
+        return found
+
+    def mutants(self) -> Iterator[tuple[Mutant, Arrays]]:
+        """Yield all mutants, each with the correct kernel that it is made of."""
+        rng = np.random.default_rng([self.seed, 31])
+        found = mutants(self.setting, self.budget.inputs, self.right, self.dout, rng)
+        return ((mutant, self.runs[n % len(self.runs)]) for n, mutant in enumerate(found))
 
     def made(self, mutant: Mutant, base: Arrays) -> Arrays:
         """What a correct kernel with this result gives, once it has the mistake."""
@@ -111,70 +194,28 @@ class Trial:
                 for name, y in mutant.wrong.items()
             }
 
-    def times(self, some: Arrays, others: Arrays, *, of_orders_alone: bool = False) -> float:
+    def times(self, some: Arrays, others: Arrays, *, orders_alone: bool = False) -> float:
         """How many times the noise they are apart, in the tensor in which it is most."""
-        return max(self.noise[name][of_orders_alone].times(y, others[name]) for name, y in some.items())
+        return max(self.noise[name][orders_alone].times(y, others[name]) for name, y in some.items())
 
     def storage(self, name: str) -> str:
         """The type of a tensor."""
         return "float32" if way_of(name) == "lse" else self.recipe.storage
 
-
-def run(setting: Setting, inputs: Arrays, recipe: Recipe, order: Order, dout: Numpy) -> Arrays:
-    """What a correct kernel computes of a problem in one order: log-sum-exps of the main one alone."""
-    found = evaluate(setting.spec, inputs, recipe, order, dout)
-    return found | log_sums(setting, inputs, recipe, order) if setting.main else found
-
-
-def log_sums(setting: Setting, inputs: Arrays, recipe: Recipe, order: Order) -> Arrays:
-    """Both log-sum-exps of a dense problem as a kernel has them, in float32.
-
-    Shapes:
-        lse1, lse2 (B, h, T); of plain attention lse
-    """
-    how = Arithmetic(recipe, order)
-    s = attention_operands(setting.spec, inputs, rounded_ops(recipe, order))
-    base = math.log(2) if setting.spec.lse_base == "2" else 1.0
-    found = {}
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        maps = scores_of_maps(how, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
-        for name, z in zip(setting.spec.lse_names, maps, strict=False):
-            largest = row_max(z)
-            total = how.round_float32(np.sum(how.exp(z, largest), axis=-1, keepdims=True))
-            lse = how.round_float32(largest + np.log(total))[..., 0].astype(np.float64)
-            found[name] = round_to(np.broadcast_to(lse / base, s.q1.shape[:3]).copy(), "float32")
-    return found
-
-
-def judge_correct(
-    table: Table, key: tuple[str, str], what: str, found: Arrays, case: Trial, *, real: bool = False
-) -> None:
-    """Judge a correct kernel, in each of the ways that it has."""
-    for way in WAYS:
-        part = {name: x for name, x in found.items() if way_of(name) == way}
-        if not part:
-            continue
-        verdict = case.budget.judge(part)
-        count = table.counts[(*key, way, OURS)]
-        count.correct(refused=verdict.status == "fail", inconclusive=verdict.status == "inconclusive", real=real)
+    def judge(self, kind: str, name: str, way: str, found: Arrays, **told: Any) -> Run:
+        """Judge tensors by all rules."""
+        verdict = self.budget.judge(found)
+        refused_by = {rule for rule in BASELINE_RULES if not accepts(rule, found, self.given)}
         if verdict.status == "fail":
-            table.refusals.append(f"{' '.join(key)} {way} {what}\n{verdict}")
-        for rule in BASELINE_RULES:
-            table.counts[(*key, way, rule)].correct(refused=not accepts(rule, part, case.given), real=real)
+            refused_by.add(OURS)
+            told |= {} if kind == "mutant" else {"verdict": str(verdict)}
+        place = (self.seed, self.recipe_name, self.profile, way)
+        return Run(*place, kind, name, verdict.status, frozenset(refused_by), **told)
 
-
-def _judge_mutant(table: Table, key: tuple[str, str], seed: int, mutant: Mutant, base: Arrays, case: Trial) -> None:
-    made = case.made(mutant, base)
-    times, plain_times = (case.times(mutant.wrong, case.right, of_orders_alone=alone) for alone in (False, True))
-    moved = {"identifiable": times > TIMES, "plain": plain_times > TIMES, "large": times > LARGE}
-    status = case.budget.judge(made).status
-    verdicts = {OURS: status == "fail"} | {rule: not accepts(rule, made, case.given) for rule in BASELINE_RULES}
-    for rule, killed in verdicts.items():
-        table.counts[(*key, mutant.way, rule)].mutant(killed, **moved)
-    table.by_name[mutant.way, mutant.axis, mutant.name].mutant(verdicts[OURS], **moved)
-    if moved["identifiable"]:
-        table.seeds[mutant.way, mutant.axis, mutant.name].add(seed)
-        if status == "inconclusive":
-            table.counts[(*key, mutant.way, OURS)].held_back += 1
-        if status == "pass":
-            table.survivors[key[0], mutant.way, mutant.name] += 1
+    def judge_correct(self, kind: str, name: str, found: Arrays) -> Iterator[Run]:
+        """Judge a correct kernel, in each of the ways that it has."""
+        for way in WAYS:
+            part = {name: x for name, x in found.items() if way_of(name) == way}
+            if part:
+                off = [round(self.times({n: x}, self.right), 3) for n, x in part.items()] if kind == "real" else []
+                yield self.judge(kind, name, way, part, off=tuple(off))

@@ -1,23 +1,17 @@
 """Outputs that have no name: correct kernels with more noise than their recipe has, and mistakes outside the catalogue.
 
-    python -m tests.oracle.selftest.outside --noisy 500 --mistakes 200
-
-No name of the catalogue may be the only answer to any of them. Prints each that is, and how often a number or a set of
-keys was the answer; the exit status is 1 if there was a wrong name.
+No name of the catalogue may be the only answer to any of them; `tests.oracle.selftest.names` asks.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from refdiff.oracle import Case, Recipe, budget, cases, diagnose
+from refdiff.oracle import Case, Recipe, budget, cases
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.rounding import round_to
 from tests.oracle.diagnosis.outputs import by_weights, rounded
@@ -112,27 +106,3 @@ def outputs(noisy: int, mistakes: int, seed: int = 0) -> Iterator[tuple[str, Cas
         else:
             what, out = f"end {kind - len(MAPS)}", ENDS[kind - len(MAPS)](rng, right)
         yield f"{what} of {case.name} {preset}", case, round_to(out, dtype)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Diagnose all; 1 where a name is the only answer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--noisy", type=int, default=500, metavar="N", help="noisy correct kernels (default: 500)")
-    parser.add_argument("--mistakes", type=int, default=200, metavar="N", help="mistakes (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the numbers (default: 0)")
-    args = parser.parse_args(arguments)
-    found: Counter[str] = Counter()
-    for what, case, out in outputs(args.noisy, args.mistakes, args.seed):
-        ranking = diagnose(out, case.spec, case.inputs, recipe=case.dtype)
-        one = ranking.findings[0] if ranking.name else None
-        wrong = one is not None and all(h.is_name for h in one.hypotheses)
-        found["wrong" if wrong else "a number or keys" if one else ranking.status] += 1
-        if one is not None:
-            sys.stdout.write(f"{'WRONG ' * wrong}{what}: {ranking.name}\n")
-            sys.stdout.flush()
-    sys.stdout.write(f"{', '.join(f'{n} {how}' for how, n in found.most_common())}\n")
-    return 1 if found["wrong"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,9 +9,17 @@ from refdiff.oracle import Mistake, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 
-V1 = ("hf_diffllama", "ms_v1")
-STRUCTURES = (Structure(1, 40, 44), Structure(1, 36, 50))
+DENSE = (Structure(1, 40, 44), Structure(1, 36, 50))
 """Both with earlier keys, without which the triangle, the positions and the cache cannot be wrong."""
+SHORT = Structure(1, 24, 24)
+PACKED = Structure(packed=((6, 9), (9, 9), (12, 9)))
+PAGED = Structure(pages=((7, 17), (1, 6), (12, 12)))
+V1 = (small_spec("hf_diffllama"), small_spec("ms_v1"))
+PLAIN = (
+    Spec.preset("attention", head_dim=16, query_heads=12, key_heads=3, window=11, softcap=20.0),
+    Spec.preset("attention", head_dim=16, query_heads=6, key_heads=2, v_head_dim=24, rope="halves", sinks=True),
+    Spec.preset("attention", head_dim=16, query_heads=6, key_heads=1, rope="interleaved", v_head_dim=8, scale=0.2),
+)
 
 
 @dataclass(frozen=True)
@@ -25,24 +33,25 @@ class Setting:
     main: bool = False
 
 
-def settings(seed: int) -> tuple[Setting, ...]:
-    """Return the problems of a seed: one of v1 in either variant, long enough for local mistakes, then the others."""
-    return _settings(seed % 2, seed // 2 % 2)
-
-
-@lru_cache
-def _settings(variant: int, structure: int) -> tuple[Setting, ...]:
+def settings(seed: int, *, plain: bool = False) -> tuple[Setting, ...]:
+    """Return the problems of a seed: the main one, long enough for local mistakes, then others for what it lacks."""
+    specs = PLAIN if plain else V1
+    number = seed % len(specs)
+    main = (specs[number], DENSE[seed // len(specs) % 2], "dense")
+    if plain:
+        return each_deviation_once(main, (specs[number], PACKED, "packed"), (specs[number], PAGED, "paged"))
     return each_deviation_once(
-        (small_spec(V1[variant]), STRUCTURES[structure], "dense"),
-        (small_spec(V1[1 - variant]), Structure(1, 24, 24), "dense"),
-        (small_spec("hf_diffllama").replace(window=11, softcap=20.0), Structure(1, 21, 30), "dense"),
-        (small_spec("gda"), Structure(1, 24, 24), "dense"),
+        main,
+        (V1[1 - number], SHORT, "dense"),
+        (V1[0].replace(window=11, softcap=20.0), Structure(1, 21, 30), "dense"),
+        (small_spec("gda"), SHORT, "dense"),
         (small_spec("diff_v2"), Structure(1, 21, 27), "dense"),
-        (small_spec("hf_diffllama"), Structure(packed=((6, 9), (9, 9), (12, 9))), "packed"),
-        (small_spec("ms_v1"), Structure(pages=((7, 17), (1, 6), (12, 12))), "paged"),
+        (V1[0], PACKED, "packed"),
+        (V1[1], PAGED, "paged"),
     )
 
 
+@lru_cache
 def each_deviation_once(*problems: tuple[Spec, Structure, str]) -> tuple[Setting, ...]:
     """Return settings: the first, main one has all its deviations, each other those that none before it has."""
     tried: set[str] = set()

@@ -1,4 +1,4 @@
-"""Mutants: all three ways, none of which changes nothing; every axis in every seed, every deviation once."""
+"""Mutants: all three ways, none of which changes nothing; every axis in every seed; local ones wrong in their place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, Spec, deviations
+from refdiff.oracle import deviations, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
@@ -15,22 +15,26 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.mistakes.kernel import ops_with
+from refdiff.oracle.truth.attention_operands import attention_mask
 from refdiff.oracle.truth.backward import backward
-from tests.oracle.selftest.mutants import Mutant, mutants, way_of, with_a_row_of
+from tests.oracle import example_inputs
+from tests.oracle.selftest.local_mistakes import KEYS, PLACES, with_a_wrong_place, with_other_keys
+from tests.oracle.selftest.mutants import way_of, with_a_row_of
 from tests.oracle.selftest.one_case import Trial
 from tests.oracle.selftest.settings import settings
 
-
-def _of(seed: int, number: int) -> tuple[Trial, list[Mutant]]:
-    trial = Trial(settings(seed)[number], seed, Recipe("float32"), "natural")
-    rng = np.random.default_rng(0)
-    return trial, list(mutants(trial.setting, trial.budget.inputs, trial.right, trial.dout, rng))
+RNG = np.random.default_rng
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_main_problem(seed: int) -> None:
-    trial, found = _of(seed, 0)
+@pytest.mark.parametrize(("seed", "preset"), [(0, "hf_diffllama"), (1, "ms_v1")])
+def test_the_main_problem(seed: int, preset: str) -> None:
+    main, *others = settings(seed)
+    assert main.main
+    assert not any(setting.main for setting in others)
+    assert main.deviations == deviations(small_spec(preset))
+    trial = Trial(main, seed, "float32", "natural")
+    found = [mutant for mutant, _ in trial.mutants()]
     for mutant in found:
         assert mutant.wrong
         for name, y in mutant.wrong.items():
@@ -44,8 +48,7 @@ def test_the_main_problem(seed: int) -> None:
     unpadded = of_v1 - {"gradient_without_mask", "activation_for_derivative"}
     assert unpadded <= names["backward"] - names["forward"]
     assert {"maps swapped", "it is to base 2, the spec's is e", "scores_not_scaled"} & names["lse"]
-    local = {m.name for m in found if m.axis == "local"}
-    assert len(local) == 14
+    assert len({m.name for m in found if m.axis == "local"}) == 14
     assert "one_row_loses_its_own_key" in names["forward"] & names["backward"] & names["lse"]
 
 
@@ -61,38 +64,49 @@ def test_every_axis_in_every_seed(seed: int) -> None:
     names = Counter(d.name for d in found)
     assert set(names.values()) == {1}
     assert len(names) >= 85
-    assert {"window_one_too_short", "window_one_too_long", "other_signal_noise_order"} <= set(names)
+    assert settings(seed)[0].structure.keys == (44, 44, 50, 50)[seed]
 
 
-def test_the_main_problem_has_all_of_its_deviations() -> None:
-    for seed, preset in ((0, "hf_diffllama"), (1, "ms_v1")):
-        main, *others = settings(seed)
-        assert main.main
-        assert not any(setting.main for setting in others)
-        assert main.deviations == deviations(small_spec(preset))
-    assert [settings(seed)[0].structure.keys for seed in range(4)] == [44, 44, 50, 50]
-
-
-DIMS = {"hf_diffllama": Structure(1, 7, 11), "diff_v2": Structure(1, 5, 7)}
-
-
-def _problem(preset: str, profile: str = "natural") -> tuple[Spec, Kernel, np.ndarray]:
-    spec = small_spec(preset)
-    inputs = as_float64(spec, draw(spec, DIMS[preset], profile, 5))
-    out = (1, spec.heads, DIMS[preset].queries, spec.out_dim)
-    return spec, Kernel(spec, inputs), np.random.default_rng(5).normal(size=out)
-
-
-@pytest.mark.parametrize("preset", DIMS)
+@pytest.mark.parametrize("preset", ["hf_diffllama", "diff_v2"])
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 @pytest.mark.parametrize("profile", ["natural", "tiny_values", "extreme"])
 def test_one_row_is_the_gradient_of_the_other_problem(preset: str, name: str, profile: str) -> None:
-    spec, problem, dout = _problem(preset, profile)
-    other = Kernel(spec.replace(scale=0.3), problem.inputs)
-    right = backward(spec, problem.inputs, dout, ops_with(()))[name]
+    spec = small_spec(preset)
+    inputs = as_float64(spec, draw(spec, Structure(1, 7, 11), profile, 5))
+    dout = RNG(5).normal(size=(1, spec.heads, 7, spec.out_dim))
+    other = Kernel(spec.replace(scale=0.3), inputs)
+    right = backward(spec, inputs, dout, ops_with(()))[name]
     exact = backward(other.spec, other.inputs, dout, ops_with(()))[name]
-    found = with_a_row_of(other, dout, name, right, np.random.default_rng(0))
+    found = with_a_row_of(other, dout, name, right, RNG(0))
     rows = np.any(found != right, axis=-1)
     assert rows.sum() == 1
     np.testing.assert_allclose(found[rows], exact[rows], rtol=1e-5, atol=1e-10 * np.abs(exact).max())
     np.testing.assert_array_equal(found[~rows], right[~rows])
+
+
+SPEC = example_inputs.small("hf_diffllama")
+X = example_inputs.draw(SPEC, T=40, S=44)
+OUT = truth(SPEC, X, want=("out",)).out
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_is_wrong_in_its_rows_alone(name: str, seed: int) -> None:
+    before = OUT.copy()
+    wrong = with_a_wrong_place(name, RNG(seed), OUT)
+    np.testing.assert_array_equal(OUT, before)
+    assert wrong.shape == OUT.shape
+    rows = np.any((wrong != OUT) | np.isnan(wrong), axis=-1)
+    assert rows.sum() == (2 if name == "two_rows_swapped" else 1)
+
+
+@pytest.mark.parametrize(("change", "keys"), [*zip(KEYS, (1, 1, 64, SPEC.heads), strict=True)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sees_other_keys_in_its_rows_alone(change: object, keys: int, seed: int) -> None:
+    spec, inputs = with_other_keys(change, RNG(seed), SPEC, X)
+    right, wrong = (np.broadcast_to(attention_mask(s, x), (2, 6, 40, 44)) for s, x in ((SPEC, X), (spec, inputs)))
+    assert (right != wrong).sum() == 2 * keys, "in both sequences of the batch"
+    rows = np.any(right != wrong, axis=-1)
+    out = truth(spec, inputs, want=("out",)).out
+    np.testing.assert_allclose(out[~rows], OUT[~rows], rtol=1e-12)
+    assert np.all(np.any(out[rows] != OUT[rows], axis=-1))

@@ -54,8 +54,16 @@ def test_the_command_fails_on_a_wrong_name(monkeypatch: pytest.MonkeyPatch, caps
             yield Mutant("forward", "layer_norm", "norm", {}), how, "rms"
 
     monkeypatch.setattr(names, "diagnosed", some)
-    assert names.main([]) == 0
-    assert capsys.readouterr().out == "32 mutants diagnosed: 32 unique; 0 had a wrong name\n"
+    assert names.main(["--noisy", "0", "--mistakes", "0"]) == 0
+    assert capsys.readouterr().out == "32 outputs diagnosed: 32 unique; 0 had a wrong name\n"
     answers[1] = names.WRONG
-    assert names.main(["--first-seed", "3"]) == 1
-    assert "seed 3 tf32 extreme forward: layer_norm was called rms\n" in capsys.readouterr().out
+    assert names.main(["--seed", "3", "--noisy", "0", "--mistakes", "0"]) == 1
+    assert "seed 8003 tf32 extreme forward: layer_norm was called rms\n" in capsys.readouterr().out
+
+
+def test_an_output_without_a_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _answering(monkeypatch, None)
+    assert names.main(["--seeds", "0", "--noisy", "1", "--mistakes", "2"]) == 0
+    _answering(monkeypatch, "maps_swapped")
+    assert names.main(["--seeds", "0", "--noisy", "1", "--mistakes", "2"]) == 1
+    assert " ms_v1 was called maps_swapped\n" in capsys.readouterr().out

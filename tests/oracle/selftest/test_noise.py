@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, truth
+from refdiff.oracle import truth
 from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS
 from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
-from tests.oracle.selftest.one_case import Trial, log_sums
+from tests.oracle.selftest.one_case import Trial
 from tests.oracle.selftest.settings import settings
 
 Y = np.asarray([[3.0, -4.0], [1.0, 1.0]])
@@ -60,10 +60,10 @@ def test_no_budget_is_made_of_these_kernels() -> None:
 def test_log_sums_are_the_truth_but_for_roundings(base: str) -> None:
     main = settings(3)[0]
     setting = replace(main, spec=main.spec.replace(lse_base=base))
-    trial = Trial(setting, 3, Recipe("bfloat16"), "natural")
+    trial = Trial(setting, 3, "bfloat16", "natural")
     exact = truth(setting.spec, trial.budget.inputs, want=("lse1", "lse2"))
     for order in (*ORDERS, *AT_RANDOM):
-        found = log_sums(setting, trial.budget.inputs, trial.recipe, order)
+        found = trial.log_sums(trial.recipe, order)
         for name, y in (("lse1", exact.lse1), ("lse2", exact.lse2)):
             assert found[name].shape == y.shape
             assert np.array_equal(found[name], found[name].astype(np.float32))
