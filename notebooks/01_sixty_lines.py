@@ -17,9 +17,9 @@
 # Transformer differ?**
 #
 # You will build a plain Transformer first, in NumPy, and see what the authors of the Differential Transformer set out
-# to fix (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)). On a real sentence, one head of a
-# plain model finds the two words that we look for, and still spends 44 % of its attention elsewhere. Then you change
-# one block, and look for the same words in a model of the new kind.
+# to fix (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)): on a real sentence, a plain model finds
+# the two words that we look for, and still spends 44 % of its attention on others. Then you change one block, and look
+# for the same words in a model of the new kind.
 #
 # You need to know NumPy, and that a language model predicts the next token. Allow 30 minutes. The code of this chapter
 # is also one file, [tiny.py](tiny.py), and the [glossary](reference/guides/glossary.md) explains every term.
@@ -48,12 +48,11 @@ tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 print(len(ids), "tokens:", textwrap.fill("|".join(tokens), 76))
 
 # %% [markdown]
-# Everything else that a model knows is in one file of numbers, its *checkpoint*. This function reads one. In the
-# safetensors format, 8 bytes give the length of a JSON header, which lists each array's name, type, shape, and place.
-# The numbers follow.
+# Everything else that a model knows is in one file of numbers, its *checkpoint*. `load` reads a checkpoint into a
+# dictionary of arrays, and `subset` picks those whose names begin with a prefix.
 
 
-# %%
+# %% tags=["hide-input"]
 def load(folder):
     config = json.loads((Path(folder) / "config.json").read_text())
     raw = (Path(folder) / "model.safetensors").read_bytes()
@@ -93,8 +92,8 @@ sketches.embedded(tokens, ids, x, plain_config["vocab_size"])
 #
 # ## The plan of the model
 #
-# A model is a stack of *layers*, counted from 0. Each layer reads $x$ through a norm, computes something, and adds the
-# result to $x$. It does this twice, once with attention and once with a small network called SwiGLU. The paper writes
+# A model is a stack of *layers*, counted from 0. Each layer reads $x$ through a norm (LN), computes something, and adds
+# the result to $x$. It does this twice, once with attention (MultiHead) and once with a small network called SwiGLU:
 #
 # $$Y = \mathrm{MultiHead}(\mathrm{LN}(X)) + X \tag{eq. 4}$$
 # $$X' = \mathrm{SwiGLU}(\mathrm{LN}(Y)) + Y \tag{eq. 5}$$
@@ -103,11 +102,11 @@ sketches.embedded(tokens, ids, x, plain_config["vocab_size"])
 sketches.residual_stream(plain_config["num_hidden_layers"])
 
 # %% [markdown]
-# Three small functions work on one row at a time. Softmax turns scores into positive weights that sum to 1. RMSNorm (LN
-# above) scales a row to root mean square 1, then multiplies each number by a learned one. SwiGLU widens a row with the
-# matrix `up`, multiplies each of the new numbers by a switch computed with `gate`, and makes the row narrow again with
-# `down`. The switch is the function SiLU, $g / (1 + e^{-g})$. It is close to 0 when $g$ is far below 0, and close to
-# $g$ when $g$ is far above.
+# Three small functions work on one row at a time. Softmax turns scores into positive weights that sum to 1. RMSNorm,
+# the LN above, scales a row to root mean square 1, then multiplies each number by a learned one. SwiGLU widens a row
+# with the matrix `up`, multiplies each of the new numbers by a switch computed with `gate`, and makes the row narrow
+# again with `down`. The switch is the function SiLU, $g / (1 + e^{-g})$. It is close to 0 when $g$ is far below 0, and
+# close to $g$ when $g$ is far above.
 
 
 # %%
@@ -135,9 +134,9 @@ def swiglu(x, p):
 # - a **key** $k$: what it offers for comparison,
 # - a **value** $v$: what it hands over when it is found.
 #
-# A dot product of one token's query with another's key is a *score*. A softmax over the scores gives weights, and the
-# result is the sum of the values, each times its weight. Here is "he" in "king slept he", with two numbers per vector
-# chosen by hand:
+# The dot product of one token's query with another's key is a *score*. A softmax over the scores gives weights, and the
+# result is the sum of the values, each times its weight. Here is "he" in "king slept he". It looks for a person; the
+# numbers are chosen by hand:
 
 # %%
 words = ["king", "slept", "he"]
@@ -146,12 +145,10 @@ keys = np.array([[3.0, 0.0], [0.0, 3.0], [1.0, 0.0]])  # each word offers (how m
 values = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])  # each word hands over (royal, asleep)
 scores = keys @ query
 shares = softmax(scores)
-print("scores ", scores.round(2))
-print("weights", shares.round(2), "sum:", shares.sum().round(2))
-print("result ", (shares @ values).round(2), "= (royal, asleep)")
+sketches.weighted_sum(words, query, keys, shares, values)
 
 # %% [markdown]
-# "He" is now almost entirely royal. Three details are missing.
+# The sum says that "he" is royal and not asleep. Three details are missing.
 #
 # *Order.* A dot product does not know where its two tokens stand. RoPE (Su et al. 2021) rotates queries and keys by an
 # angle that grows with their position, so a score depends on their distance. Chapter 02 explains how; for now it is a
@@ -180,7 +177,7 @@ def attention_map(q, k):
 
 # %% [markdown]
 # An attention *map* has a row for each token that looks and a column for each token that it can look at. The weights of
-# a row sum to 1, so two tokens cannot both get most of it. One map is not enough to look for a subject, a verb, and the
+# a row sum to 1, so what one token gains, others lose. One map is not enough to look for a subject, a verb, and the
 # last comma at once. So queries, keys, and values are cut into *heads*, and each head makes a map of its own.
 
 
@@ -265,8 +262,8 @@ def diff_attention(q1, k1, q2, k2, v, lambda_):  # eq. 1
 # %% [markdown]
 # Where do the two maps come from? A model with H heads makes H/2 pairs: heads $i$ and $i + H/2$ belong together, so of
 # six heads 0 and 3, 1 and 4, 2 and 5. The two heads of a pair also put their values side by side, as one value that is
-# twice as long. The number λ is learned, one for each layer $l$. The paper writes it with four short vectors, so that
-# it learns at the pace of the other weights, and it begins near $\lambda_{init}$, which grows with depth:
+# twice as long. The number λ is learned, one for each layer $l$. The paper computes it from four short learned vectors.
+# Training begins near $\lambda_{init}$, which grows with depth:
 #
 # $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init},\qquad
 # \lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l} \tag{eq. 2}$$
@@ -279,7 +276,8 @@ def strength(p, layer):  # eq. 2: λ and λ_init
 
 
 # %% [markdown]
-# The result of each pair is normed by itself and multiplied by a fixed factor. Then the matrix $W^O$ mixes all pairs:
+# The result of each pair is normed by itself and multiplied by a fixed factor; [chapter
+# 03](03_differential_attention.ipynb) says what for. Then the matrix $W^O$ mixes all pairs:
 #
 # $$\mathrm{head}_i = (1 - \lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)),\qquad
 # \mathrm{MultiHead}(X) = [\mathrm{head}_1, \ldots, \mathrm{head}_{H/2}]\,W^O \tag{eq. 3}$$
@@ -326,9 +324,10 @@ print(f"{sum(w.size for w in weights.values()):,} numbers, plain {sum(w.size for
 
 # %% [markdown]
 # Four vectors of 16 numbers in each layer: that is all. Again we look for "son" and "king", now in the first maps of
-# its 9 pairs. To see inside, we replace `attention` for one run with a function that keeps what it is given.
+# its 9 pairs. The next cell runs the model, keeps what each call of `attention` is given, and draws the pair that gives
+# these words most:
 
-# %%
+# %% tags=["hide-input"]
 kept, original = [], attention
 
 
@@ -371,9 +370,9 @@ print(f"{negative:.0%} of the difference's total |weight| is negative")
 sketches.token_bars(tokens, {"A₁": first, f"{lambda_:.2f} A₂": lambda_ * second, "difference": difference}, needed)
 
 # %% [markdown]
-# Subtraction does here what the paper wants: the words that we chose gain a little, from 20 to 25 %. It does not do
-# much. No pair of this model finds these words as well as the head of the plain model does, with its 56 %. But they are
-# two models, trained apart, and we chose the best head of each. One row proves nothing either way. Chapter 03 looks at
+# Subtraction does here what the paper wants, but not much of it: the share of the words that we chose rises from 20 to
+# 25 %. No pair of this model finds them as well as one head of the plain model does, with its 56 %. But the two models
+# were trained apart, and we chose the best head of each. One row proves nothing either way. Chapter 03 looks at
 # thousands of rows.
 #
 # ## The next word

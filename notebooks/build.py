@@ -72,7 +72,10 @@ def notebook_of(path: Path) -> Any:
         "language_info": {"name": "python"},
     }
     for number, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = f"cell-{number:02}", {}
+        tags = {
+            name: kept for name, kept in cell.metadata.items() if name == "tags"
+        }  # hide-input folds code on the site
+        cell.id, cell.metadata = f"cell-{number:02}", tags
         cell.source = cell.source.strip("\n")  # the formatter wants empty lines before a function
         if cell.cell_type == "code":
             cell.source = FOR_TOOLS.sub("", cell.source)

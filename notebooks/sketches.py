@@ -171,6 +171,41 @@ def embedded(tokens: Sequence[str], ids: Sequence[int], x: Any, vocabulary: int,
     return axes.figure
 
 
+def weighted_sum(words: Sequence[str], query: Any, keys: Any, shares: Any, values: Any) -> Any:
+    """One query of two numbers, the keys that it is compared with, and the values that it takes: all numbers shown."""
+    axes = _canvas(5.3, 0.5 * len(words) + 1.75)
+    top, row, columns = 0.5 * len(words) + 0.72, 0.5, {"key": 1.0, "value": 3.45}
+
+    def numbers(x: float, y: float, vector: Any, color: str) -> None:
+        for i, number in enumerate(vector):
+            text = f"{number:g}" if number == round(number) else f"{number:.3f}"
+            _box(axes, x + 0.42 * i, y, 0.42, 0.32, text, color if number else ADDS)
+
+    numbers(columns["key"], top + 0.62, query, BLUE)
+    _note(axes, 0.66, top + 0.62, f"query q\nof “{words[-1]}”", ha="right", fontsize=9)
+    for label, x, labels in (("key k", 1.0, "person  action"), ("value v", 3.45, "royal  asleep")):
+        _note(axes, x + 0.21, top + 0.12, f"{label}\n{labels}", fontsize=9, linespacing=1.4)
+    _note(axes, 2.05, top + 0.12, "score\nq · k", fontsize=9, linespacing=1.4)
+    _note(axes, 2.78, top + 0.12, "weight\n(softmax)", fontsize=9, linespacing=1.4)
+    _note(axes, 4.82, top + 0.12, "weight\n× v", fontsize=9, linespacing=1.4)
+    for i, word in enumerate(words):
+        y = top - 0.42 - row * i
+        _note(axes, 0.66, y, word, ha="right", fontsize=10)
+        numbers(columns["key"], y, keys[i], GREEN)
+        _note(axes, 2.05, y, f"{keys[i] @ query:g}", fontsize=10)
+        _arrow(axes, (2.25, y), (2.5, y), width=0.7)
+        _note(axes, 2.78, y, f"{shares[i]:.3f}", fontsize=10)
+        _note(axes, 3.12, y, "×", fontsize=10)
+        numbers(columns["value"], y, values[i], ORANGE)
+        _note(axes, 4.24, y, "=", fontsize=10)
+        numbers(4.62, y, shares[i] * values[i], PURPLE)
+    y = top - 0.42 - row * len(words) - 0.08
+    axes.plot([4.38, 5.28], [y + 0.27] * 2, color=INK, linewidth=0.8)
+    _note(axes, 4.24, y, f"sum, what “{words[-1]}” takes:", ha="right", fontsize=9)
+    numbers(4.62, y, shares @ values, PURPLE)
+    return axes.figure
+
+
 def plain_shapes(x: Any, q: Any, k: Any, v: Any, maps: Any, head: int) -> Any:
     """Plain attention with its shapes and numbers: the normed x, Q, K and V, one head, and all heads together."""
     axes, H = _canvas(5.3, 4.75), len(q)

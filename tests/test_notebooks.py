@@ -48,7 +48,7 @@ def _cells(path: Path) -> list[tuple[str, str]]:
         if head == " [markdown]":
             cells.append(("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE)))
         else:
-            assert not head, f"a cell begins with # %%{head}"
+            assert head in ("", ' tags=["hide-input"]'), f"a cell begins with # %%{head}"
             body = re.sub(r"  # (?:fmt: skip|noqa).*$", "", body, flags=re.MULTILINE)
             cells.append(("code", re.sub(r"^# (?=%\w)", "", body, flags=re.MULTILINE)))
     return cells
