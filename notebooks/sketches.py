@@ -10,6 +10,7 @@ narrow one.
 from __future__ import annotations
 
 import functools
+import html
 import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ INK, CARD, HIDDEN = "#333333", "#ffffff", "#99999955"
 """What is written, what it is written on, and a cell of a map that the causal mask hides."""
 ADDS = "#999999"
 """What belongs to a layer that adds its maps."""
+KINDS = {"plain": ("#7d838c", "o"), "v1": (PURPLE, "s"), "v2": (GREEN, "^")}
+"""Color and marker of each kind of model of chapter 05, as in the article."""
 
 
 def in_ink(figure: Any, ink: str) -> None:
@@ -84,6 +87,34 @@ def for_two_widths(draw: Callable[..., Any]) -> Callable[..., Picture]:
         return Picture(draw(*args, **options), draw(*args, narrow=True, **options))
 
     return both
+
+
+class Table:
+    """Rows of words and numbers, the first of them the heading; folded behind a caption if there is one."""
+
+    def __init__(self, rows: Sequence[Sequence[str]], caption: str = "") -> None:
+        self.rows, self.caption = rows, caption
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in self.rows)
+
+    def _repr_html_(self) -> str:
+        head, *body = (
+            "".join(f"<{tag}>{html.escape(word)}</{tag}>" for word in row)
+            for tag, row in zip(("th", *["td"] * len(self.rows)), self.rows, strict=False)
+        )
+        rows = "".join(f"<tr>{row}</tr>" for row in body)
+        table = f'<table class="docutils"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        wrapped = f'<div class="table-wrapper docutils container">{table}</div>'
+        return (
+            f"<details><summary>{html.escape(self.caption)}</summary>{wrapped}</details>" if self.caption else wrapped
+        )
+
+
+def table(rows: Sequence[Sequence[str]], caption: str = "") -> Table:
+    """Show rows as a table; a caption folds it."""
+    return Table(rows, caption)
 
 
 def on_card(figure: Any) -> Any:
@@ -533,44 +564,65 @@ def stacked(shares: Mapping[str, Mapping[str, float]], xlabel: str) -> Any:
     return on_card(axes.figure)
 
 
-def first_losses(steps: Sequence[int], losses: Mapping[str, Any]) -> Any:
+@for_two_widths
+def first_losses(steps: Sequence[int], losses: Mapping[str, Any], *, narrow: bool = False) -> Any:
     """The loss of each run while training sequences are short."""
-    return runs(steps, losses, "step", "loss on sequences of 8 tokens", ylim=(0, 0.6))
+    return runs(steps, losses, "step", "loss, 8 tokens", narrow=narrow, ylim=(0, 0.6))
 
 
-def found_by_length(accuracies: Mapping[str, Any], guesses: Mapping[str, float]) -> Any:
+@for_two_widths
+def found_by_length(accuracies: Mapping[str, Any], guesses: Mapping[str, float], *, narrow: bool = False) -> Any:
     """The share of numbers found by the tokens of a sequence: each run, the mean of each kind, and a guess."""
     places, options = range(len(guesses)), {"xticklabels": list(guesses), "ylim": (0, 1.02)}
     return runs(places, accuracies, "tokens in a sequence", "numbers found", guess=list(guesses.values()),
-                xticks=places, **options)  # fmt: skip
+                narrow=narrow, xticks=places, **options)  # fmt: skip
 
 
-def losses_by_step(of_kinds: Mapping[str, Mapping[int, tuple[float, float]]], frequencies: float) -> Any:
-    """The validation loss of each kind by step, with intervals, and that of token frequencies alone."""
-    steps = list(next(iter(of_kinds.values())))
-    lines, errors = ({kind: [x[i] for x in by_step.values()] for kind, by_step in of_kinds.items()} for i in (0, 1))
-    return curves(steps, lines, "step", "validation loss (nats per token)", errors=errors, xticks=steps,
-                  level=(frequencies, "token frequencies alone"))  # fmt: skip
+@for_two_widths
+def differences_by_length(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]], *, narrow: bool = False
+) -> Any:
+    """A panel for each measure: how far each kind is from plain attention by length, with its intervals."""
+    figure = new_figure(4.8 if narrow else 9.0, 7.6 if narrow else 3.3)
+    grid = figure.subplots(*((len(panels), 1) if narrow else (1, len(panels))))
+    for axes, (title, by_kind) in zip(grid, panels.items(), strict=True):
+        style_axes(axes).axhline(0, color=INK, linewidth=0.8)
+        for shift, (kind, found) in zip((-0.1, 0.1), by_kind.items(), strict=True):
+            color, marker = KINDS[kind]
+            mean, half = np.transpose(list(found.values()))
+            axes.errorbar(np.arange(len(found)) + shift, mean, half, color=color, marker=marker, markersize=5,
+                          capsize=3, label=kind)  # fmt: skip
+            axes.set_xticks(range(len(found)), labels=list(found), fontsize=8.5)
+        axes.set_title(f"{title},\nminus plain attention", fontsize=10)
+        axes.set(xlabel="tokens in a sequence" if axes is grid[-1] or not narrow else "")
+        if axes is grid[0] or narrow:
+            axes.set_ylabel("percentage points")
+    legend(grid[0], loc="upper left")
+    return on_card(figure)
 
 
-def shares(of_kinds: Mapping[str, Mapping[str, float]], title: str) -> Any:
-    """One bar for each kind of model, cut into answer, noise and the rest, which sum to 1."""
-    axes = new_axes(None, 5.4, 0.5 * len(of_kinds) + 1.0)
-    for y, parts in enumerate(of_kinds.values()):
-        left = 0.0
-        for (part, size), color in zip(parts.items(), (ORANGE, BLUE, "#999999"), strict=True):
-            axes.barh(y, size, 0.62, left=left, color=f"{color}aa", label=part if y == 0 else None)
-            narrow = size < 0.06  # its number does not fit inside
-            axes.text(left + size / 2, y - 0.42 * narrow, f"{100 * size:.0f} %", ha="center", va="center", fontsize=9)
-            left += size
-    axes.set_yticks(range(len(of_kinds)), labels=list(of_kinds))
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xticks=[], title=title)
-    axes.title.set_fontsize(10)
-    axes.spines[["bottom", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-    legend(axes, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
-    return on_card(axes.figure)
+@for_two_widths
+def losses_by_step(
+    panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, float]]]], frequencies: float, *, narrow: bool = False
+) -> Any:
+    """A panel for each optimizer: the validation loss of each kind by step, with intervals, and a level to beat."""
+    figure = new_figure(4.8 if narrow else 9.0, 6.4 if narrow else 3.5)
+    grid = figure.subplots(*((len(panels), 1) if narrow else (1, len(panels))), sharex=True, sharey=True)
+    for axes, (title, of_kinds) in zip(grid, panels.items(), strict=True):
+        style_axes(axes).axhline(frequencies, color=INK, linestyle=":", linewidth=1, label="token frequencies alone")
+        for i, (kind, by_step) in enumerate(of_kinds.items()):
+            color, marker = KINDS[kind.split(",")[0]]
+            mean, half = np.transpose(list(by_step.values()))
+            axes.errorbar(np.array(list(by_step)) + 4 * i, mean, half, color=color, marker=marker, markersize=4,
+                          capsize=3, linestyle="--" if "," in kind else "-", label=kind)  # fmt: skip
+        axes.set_title(f"trained with {title}", fontsize=10)
+        axes.set(xlabel="step" if axes is grid[-1] or not narrow else "")
+        if axes is grid[0] or narrow:
+            axes.set_ylabel("validation loss (nats per token)")
+    handles, labels = grid[0].get_legend_handles_labels()
+    columns = 2 if narrow else len(labels)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=9, frameon=False)
+    return on_card(figure)
 
 
 def memory(lengths: Any, lines: Mapping[str, Any], free: float, room: Sequence[int]) -> Any:
@@ -905,61 +957,72 @@ def correlations_by_step(moments: Sequence[int], of_kinds: Mapping[str, Any], *,
     Moments stand side by side, whatever their distance.
     """
     count = next(iter(of_kinds.values())).shape[1]
-    figure = new_figure(5.0 if narrow else 9.0, 4.6 if narrow else 2.6)
+    figure = new_figure(5.0 if narrow else 9.0, 5.2 if narrow else 3.2)
     grid, x = (
         figure.subplots(*((count // 2, 2) if narrow else (1, count)), sharey=True, sharex=True),
         range(len(moments)),
     )
     for layer, axes in enumerate(grid.flat):
         style_axes(axes)
-        for i, (kind, values) in enumerate(of_kinds.items()):
-            y, half = values[:, layer].T
-            axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], label=kind)
-            axes.fill_between(x, y - half, y + half, color=SERIES[i], alpha=0.2, linewidth=0)
+        for kind, values in of_kinds.items():
+            (color, _), (y, half) = KINDS[kind.split(",")[0]], values[:, layer].T
+            axes.plot(x, y, color=color, linestyle="--" if "," in kind else "-", linewidth=1.8, label=kind)
+            axes.fill_between(x, y - half, y + half, color=color, alpha=0.18, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.5)
         shown = [moment for moment in (0, 40, 100, 400) if moment in moments]
         axes.set(ylim=(-1, 1), xticks=[moments.index(moment) for moment in shown], xticklabels=shown)
         axes.set_title(f"layer {layer}", fontsize=10)
     figure.supxlabel("step", fontsize=10)
     grid.flat[0].set_ylabel("ρ")
-    legend(grid.flat[0], loc="upper right")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
     return on_card(figure)
 
 
-def runs(x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess: Any = None, **options: Any) -> Any:
+def runs(
+    x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess: Any = None, narrow: bool = False,
+    **options: Any,
+) -> Any:  # fmt: skip
     """Each run (seeds, x) as a thin line in the color of its kind, and the mean of each kind as a thick one."""
-    axes = new_axes(None, 5.4, 3.4)
+    axes = new_axes(None, 4.8 if narrow else 7.6, 3.4)
     for i, (kind, lines) in enumerate(of_kinds.items()):
+        color, _ = KINDS[kind]
         for line in lines:
-            axes.plot(x, line, color=SERIES[i], linewidth=0.7, alpha=0.7)
+            axes.plot(x, line, color=color, linewidth=0.8, alpha=0.6)
         mean = np.mean(lines, axis=0)
-        axes.plot(x, mean, color=SERIES[i], linewidth=2.6, alpha=0.7, linestyle=STYLES[i], label=f"{kind}, mean")
+        axes.plot(x, mean, color=color, linewidth=2.8, linestyle=STYLES[i], label=f"{kind}, mean")
     if guess is not None:
         axes.plot(x, guess, color=INK, linestyle=":", label="guess")
     axes.set(xlabel=xlabel, ylabel=ylabel, **options)
-    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2 if narrow else 4)
     return on_card(axes.figure)
 
 
-def summary(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
-    """A strip for each measure, in it a line for each kind and a dot for each run; a tick marks the mean.
+@for_two_widths
+def summary(
+    strips: Mapping[str, Mapping[str, Sequence[float]]], beside: Mapping[str, Sequence[str]], *, narrow: bool = False
+) -> Any:
+    """A strip for each measure, in it a line for each kind, a dot for each run, and a tick at the mean.
 
-    A kind has one color in all strips, also where its name goes on after a comma.
+    beside: of each measure what is written at the right of its lines. A kind has one color, whatever follows its comma.
     """
-    counts = [len(by_kind) for by_kind in rows.values()]
-    figure, kinds = new_figure(5.4, 0.24 * sum(counts) + 0.6 * len(rows)), list(next(iter(rows.values())))
-    grid = figure.subplots(len(rows), 1, height_ratios=counts)
-    for axes, (title, by_kind) in zip(grid, rows.items(), strict=True):
+    figure, columns = new_figure(4.8 if narrow else 9.0, 7.4 if narrow else 4.4), 1 if narrow else 2
+    heights = [len(by_kind) + 1.2 for by_kind in strips.values()]
+    if not narrow:
+        heights = [max(heights[i : i + 2]) for i in range(0, len(heights), 2)]
+    grid = figure.subplots(len(heights), columns, height_ratios=heights, squeeze=False)
+    for axes, (title, by_kind) in zip(grid.flat, strips.items(), strict=True):
         style_axes(axes).spines["left"].set_visible(False)
         for y, (name, values) in enumerate(by_kind.items()):
-            i = kinds.index(name.split(",")[0])
-            axes.plot(values, [y] * len(values), MARKERS[i], color=SERIES[i], markersize=5, alpha=0.7, linestyle="")
-            axes.plot([np.mean(values)] * 2, [y - 0.4, y + 0.4], color=SERIES[i], linewidth=2)
-        axes.set_yticks(range(len(by_kind)), labels=list(by_kind), fontsize=9)
+            color, marker = KINDS[name.split(",")[0]]
+            axes.plot(values, [y] * len(values), marker, color=color, markersize=6, alpha=0.75, linestyle="")
+            axes.plot([np.mean(values)] * 2, [y - 0.4, y + 0.4], color=color, linewidth=2.5)
+            axes.text(1.02, y, beside[title][y], transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        axes.set_yticks(range(len(by_kind)), labels=list(by_kind), fontsize=9.5)
         axes.tick_params(axis="y", length=0)
-        axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(axis="x", labelsize=8.5)
         axes.set(ylim=(len(by_kind) - 0.4, -0.6))
-        axes.set_title(title, fontsize=9.5, loc="left", pad=2)
+        axes.set_title(title.replace(" (", "\n("), fontsize=9.5, loc="left", pad=3)
     return on_card(figure)
 
 

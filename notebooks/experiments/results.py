@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,39 +49,70 @@ def text_runs(stored: Mapping[str, Any]) -> Runs:
 
 
 def summary(runs: Runs, text: Runs) -> dict[str, dict[str, list[float]]]:
-    """Return measure → kind → one number for each seed; an arrow points to the better side."""
+    """Return measure → kind → one number for each seed."""
+    losses = {f"{kind}, AdamW": kind for kind in KINDS} | {f"{kind}, Muon": f"{kind}, Muon" for kind in ("plain", "v1")}
+    return {
+        "look-up learned at step (lower is better)": {k: [r["learned_at"] for r in mine] for k, mine in runs.items()},
+        **{
+            f"numbers found in {n} tokens, % (higher is better)": {
+                kind: [100 * run["measured"][n]["accuracy"] for run in mine] for kind, mine in runs.items()
+            }
+            for n in ("64", "256")
+        },
+        "loss on text, nats per token (lower is better)": {
+            shown: [run["validation"][-1][1] for run in text[name]] for shown, name in losses.items()
+        },
+    }
 
-    found = {kind: [run["measured"]["64"]["accuracy"] for run in mine] for kind, mine in runs.items()}
-    names = {f"{kind}, AdamW": kind for kind in KINDS} | {f"{kind}, Muon": f"{kind}, Muon" for kind in ("plain", "v1")}
-    losses = {shown: [run["validation"][-1][1] for run in text[name]] for shown, name in names.items()}
-    return {"numbers found in 64 tokens →": found, "loss on text ←": losses}
 
-
-def summary_lines(runs: Runs, text: Runs) -> list[str]:
-    """Return the means of `summary` as text."""
-    return [
-        f"{measure}: " + "; ".join(f"{kind}: {np.mean(values):.3g}" for kind, values in by_kind.items())
+def summary_notes(runs: Runs, text: Runs) -> dict[str, list[str]]:
+    """Return measure → for each kind its difference from plain attention, as `beside_plain` writes it."""
+    return {
+        measure: [beside_plain(by_kind, kind, 2 if "loss" in measure else 0) for kind in by_kind]
         for measure, by_kind in summary(runs, text).items()
-    ]
+    }
 
 
-def sizes(stored: Mapping[str, Any]) -> dict[str, tuple[int, int, int, int]]:
-    """Return of each kind of the first experiment its query heads, results, width of SwiGLU, and parameters."""
-    found = {}
+def beside_plain(by_kind: Mapping[str, Sequence[float]], kind: str, digits: int) -> str:
+    """Return kind − plain by seed as text, where plain is trained as the kind is; empty for plain itself."""
+    plain = by_kind["plain" + kind.removeprefix(kind.split(",")[0])]
+    if by_kind[kind] is plain:
+        return ""
+    return written(mean_and_interval([a - b for a, b in zip(by_kind[kind], plain, strict=True)]), digits)
+
+
+def written(found: tuple[float, float], digits: int = 0) -> str:
+    """Return a difference's mean and half its 95 % interval as text; a star marks an interval without 0."""
+    mean, half = found
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}{'*' if abs(mean) > half else ''}".replace("-", "−")
+
+
+def summary_rows(runs: Runs, text: Runs) -> list[list[str]]:
+    """Return the means of `summary`, and the differences from plain attention, as rows of a table."""
+    rows = [["measure", "kind", "mean", "minus plain"]]
+    for measure, by_kind in summary(runs, text).items():
+        digits = 2 if "loss" in measure else 0
+        rows += [
+            [measure.split(" (")[0], kind, f"{np.mean(values):.{digits}f}", beside_plain(by_kind, kind, digits)]
+            for kind, values in by_kind.items()
+        ]
+    return rows
+
+
+def size_rows(stored: Mapping[str, Any]) -> list[list[str]]:
+    """Return what a layer of each kind of the first experiment is made of, and all parameters, as rows of a table."""
+    columns = [["", "query heads, each with a map", "outputs: weighted sums of values", "λ", "after the difference",
+                "width of SwiGLU", "parameters, all layers"]]  # fmt: skip
+    about = {
+        "plain": ("–", "–"), "v1": ("one per layer", "norm and factor"), "v2": ("one per token and pair", "nothing"),
+    }  # fmt: skip
     for kind, mine in retrieval_runs(stored).items():
         config = _experiment(stored).config(KINDS[kind])
         heads = config.num_attention_heads * (2 if kind == "v2" else 1)
-        results = heads if kind == "plain" else heads // 2
-        found[kind] = heads, results, config.intermediate_size, mine[0]["parameters"]
-    return found
-
-
-def size_lines(stored: Mapping[str, Any]) -> list[str]:
-    """Return `sizes` as text."""
-    return [
-        f"{kind}: {heads} query heads, {results} results, SwiGLU {width}, {parameters:,} parameters"
-        for kind, (heads, results, width, parameters) in sizes(stored).items()
-    ]
+        outputs = heads if kind == "plain" else heads // 2
+        columns.append([kind, str(heads), str(outputs), *about[kind], str(config.intermediate_size),
+                        f"{mine[0]['parameters']:,}"])  # fmt: skip
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _experiment(stored: Mapping[str, Any]) -> Experiment:
@@ -97,13 +128,11 @@ def controls(stored: Mapping[str, Any]) -> dict[str, list[int | None]]:
 
 def learned_lines(stored: Mapping[str, Any]) -> list[str]:
     """Say at which step each run learned the look-up."""
-    limit = stored["experiment"]["begin"]
     learned = {kind: [run["learned_at"] for run in mine] for kind, mine in retrieval_runs(stored).items()}
-    lines = [f"{kind:9} learned at step {steps}" for kind, steps in learned.items()]
-    return lines + [
-        f"{kind}, λ = 0 learned at step {steps} (None: not within {limit:,} steps)"
-        for kind, steps in controls(stored).items()
-    ]
+    learned |= {f"{kind}, λ = 0": steps for kind, steps in controls(stored).items()}
+    never = f"not in {stored['experiment']['begin']:,}"
+    return [f"{kind:9} learned at step {', '.join(str(step or never) for step in steps)}"
+            for kind, steps in learned.items()]  # fmt: skip
 
 
 def first_losses(stored: Mapping[str, Any]) -> tuple[list[int], dict[str, list[list[float]]]]:
@@ -129,110 +158,88 @@ def guesses(stored: Mapping[str, Any]) -> dict[str, float]:
     return {str(n): 1 / experiment.counts(n)[0] for n in experiment.lengths}
 
 
-def minus_plain(runs: Runs, what: str) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return kind → tokens of a sequence → kind − plain by seed: a mean, and half its 95 % interval."""
+def minus_plain(runs: Runs) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """Return measure → kind → tokens of a sequence → kind − plain by seed, in points: mean, half interval."""
 
-    def values(kind: str, n: str) -> Any:
-        return np.array([run["measured"][n][what] for run in runs[kind]])
+    def values(kind: str, n: str, what: str) -> Any:
+        return np.array([100 * run["measured"][n][what] for run in runs[kind]])
 
-    return {kind: {n: mean_and_interval(list(values(kind, n) - values("plain", n))) for n in _lengths(runs)}
-            for kind in ("v1", "v2")}  # fmt: skip
-
-
-def difference_lines(runs: Runs) -> list[str]:
-    """Return `minus_plain` of both measures as a table; a star marks an interval that excludes 0."""
-    lines = []
-    for what, title in (("accuracy", "numbers found"), ("noise", "attention to noise")):
-        found = minus_plain(runs, what)
-        lines += [f"{title}, in percentage points", "tokens    " + "".join(f"{n:>9} " for n in found["v1"])]
-        for kind, by_length in found.items():
-            cells = [
-                f"{100 * mean:+.0f} ± {100 * half:.0f}{'*' if abs(mean) > half else ' '}"
-                for mean, half in by_length.values()
-            ]
-            lines.append(f"{kind} − plain" + "".join(f"{cell:>10}" for cell in cells))
-    return lines
+    return {
+        title: {
+            kind: {n: mean_and_interval(list(values(kind, n, what) - values("plain", n, what))) for n in _lengths(runs)}
+            for kind in ("v1", "v2")
+        }
+        for title, what in (
+            ("numbers found", "accuracy"), ("attention to noise", "noise"), ("attention to the answer", "answer"),
+        )
+    }  # fmt: skip
 
 
-def last_layer(runs: Runs, length: str) -> dict[str, dict[str, float]]:
-    """Return kind → which share of the last layer's attention goes to the answer, to noise, and to the rest."""
-    found = {}
-    for kind, mine in runs.items():
-        heads = [run["measured"][length]["heads"] for run in mine]
-        parts = {what: float(np.mean([run[what][-1] for run in heads])) for what in ("answer", "noise")}
-        found[kind] = parts | {"the rest": 1 - sum(parts.values())}
-    return found
+def difference_rows(runs: Runs) -> list[list[str]]:
+    """Return `minus_plain` as rows of a table."""
+    rows = [["percentage points", *(f"{n} tokens" for n in _lengths(runs))]]
+    for title, by_kind in minus_plain(runs).items():
+        rows += [[f"{title}, {kind} − plain", *map(written, found.values())] for kind, found in by_kind.items()]
+    return rows
 
 
-def share_lines(runs: Runs, length: str) -> list[str]:
-    """Return `last_layer` as text, and how much more than the plain model the others give, with 95 % intervals."""
-    lines = [
-        f"{kind}: " + ", ".join(f"{what} {100 * share:.1f} %" for what, share in parts.items())
-        for kind, parts in last_layer(runs, length).items()
-    ]
-    for kind in ("v1", "v2"):
-        said = []
-        for what in ("answer", "noise"):
-            mine, plain = (
-                [float(np.mean(run["measured"][length]["heads"][what][-1])) for run in runs[name]]
-                for name in (kind, "plain")
-            )
-            mean, half = mean_and_interval([a - b for a, b in zip(mine, plain, strict=True)])
-            said.append(f"{what} {100 * mean:+.0f} ± {100 * half:.0f}")
-        lines.append(f"{kind} − plain, points: {', '.join(said)}")
-    return lines
-
-
-def losses_by_step(text: Runs) -> dict[str, dict[int, tuple[float, float]]]:
-    """Return kind → step → validation loss: a mean, and half its 95 % interval."""
-    found = {}
-    for kind in ("plain", "v1", "v2", "v1, no norm"):
+def losses_by_step(text: Runs) -> dict[str, dict[str, dict[int, tuple[float, float]]]]:
+    """Return optimizer → kind → step → validation loss: a mean, and half its 95 % interval."""
+    found: dict[str, dict[str, dict[int, tuple[float, float]]]] = {"AdamW": {}, "Muon": {}}
+    for kind in ("plain", "v1", "v2", "v1, no norm", "plain, Muon", "v1, Muon"):
         by_step = zip(*(run["validation"] for run in text[kind]), strict=True)
-        found[kind] = {at[0][0]: mean_and_interval([loss for _, loss in at]) for at in by_step}
+        means = {at[0][0]: mean_and_interval([loss for _, loss in at]) for at in by_step}
+        found["Muon" if "Muon" in kind else "AdamW"][kind.removesuffix(", Muon")] = means
     return found
 
 
-def text_differences(text: Runs) -> list[tuple[str, str, float, float]]:
-    """Return kind, another, and the difference of their last losses by seed: a mean, and half its 95 % interval."""
+def text_differences(text: Runs) -> dict[str, tuple[float, float]]:
+    """Return kind → its last loss minus that of plain attention with the same optimizer, by seed."""
     last = {kind: [run["validation"][-1][1] for run in mine] for kind, mine in text.items()}
-    others = dict.fromkeys(("v1", "v2", "v1, slow", "v1, no norm"), "plain") | {"v1, Muon": "plain, Muon"}
-    return [
-        (kind, other, *mean_and_interval([a - b for a, b in zip(last[kind], last[other], strict=False)]))
-        for kind, other in others.items()
-    ]
+    return {
+        kind: mean_and_interval(
+            [a - b for a, b in zip(mine, last["plain, Muon" if "Muon" in kind else "plain"], strict=False)]
+        )
+        for kind, mine in last.items()
+        if "plain" not in kind
+    }
 
 
-def loss_lines(text: Runs) -> list[str]:
-    """Return the last losses of all kinds, and `text_differences`, as text."""
-    lines = ["loss at the end, nats per token"]
+def loss_rows(text: Runs) -> list[list[str]]:
+    """Return the last losses of all kinds, and `text_differences`, as rows of a table."""
+    differences = text_differences(text)
+    rows = [["kind", "optimizer", "learning rate", "seeds", "loss at the end", "minus plain"]]
     for kind, mine in text.items():
         mean, half = mean_and_interval([run["validation"][-1][1] for run in mine])
-        about = f"rate {mine[0]['rate']}, {len(mine)} seeds"
-        lines.append(f"{kind:11} {mean:.2f} ± {half:.2f} ({about})")
-    for kind, other, mean, half in text_differences(text):
-        lines.append(f"{kind:11} − {other:11} {mean:+.2f} ± {half:.2f} {'better' if mean < 0 else 'worse'}")
-    return lines
+        name, optimizer = kind.removesuffix(", Muon").removesuffix(", slow"), "Muon" if "Muon" in kind else "AdamW"
+        about = [name, optimizer, str(mine[0]["rate"]), str(len(mine)), f"{mean:.2f} ± {half:.2f}"]
+        rows.append([*about, written(differences[kind], 2) if kind in differences else ""])
+    return rows
 
 
 def correlations(text: Runs) -> dict[str, Any]:
     """Return kind → ρ as a mean over the seeds, and half its 95 % interval: (moments, layers, 2)."""
     found = {}
-    for kind in KINDS:
+    for kind in (*KINDS, "v1, Muon"):
         table = np.array([run["own"] for run in text[kind]])  # (seeds, moments, layers)
         found[kind] = np.array([[mean_and_interval(list(x)) for x in at.T] for at in table.swapaxes(0, 1)])
     return found
 
 
-def correlation_lines(stored: Mapping[str, Any]) -> list[str]:
-    """Return mean ρ by layer at some moments, and how large the models are, as text."""
-    text, lines = text_runs(stored), ["mean ρ by layer"]
-    for kind, found in correlations(text).items():
-        at = [f"at step {step} {found[stored['moments'].index(step), :, 0].round(2)}" for step in (100, 400)]
-        lines.append(f"{kind:6}{', '.join(at)}")
-    first = max(float(abs(found[0, :, 0]).max()) for found in correlations(text).values())
-    lines.append(f"largest mean |ρ| at step 0: {first:.2f}")
-    about = f"{text['v1'][0]['parameters']:,} parameters, {tokens_read(stored):,} tokens read"
-    return [*lines, f"these models: {about}"]
+def correlation_rows(stored: Mapping[str, Any]) -> list[list[str]]:
+    """Return ρ by layer at some moments as rows of a table."""
+    found = correlations(text_runs(stored))
+    rows = [["mean ρ", *(f"layer {layer}" for layer in range(stored["model"]["layers"]))]]
+    for step in (0, 100, 400):
+        at = stored["moments"].index(step)
+        rows += [[f"{kind}, step {step}", *(written((x[0], x[1]), 2) for x in by[at])] for kind, by in found.items()]
+    return rows
+
+
+def text_size_line(stored: Mapping[str, Any]) -> str:
+    """Say how large the text models are, and how much they read."""
+    parameters = text_runs(stored)["v1"][0]["parameters"]
+    return f"each model: {parameters:,} parameters for v1, {tokens_read(stored):,} tokens read"
 
 
 def tokens_read(stored: Mapping[str, Any]) -> int:

@@ -46,6 +46,8 @@ PICTURE = re.compile(r'(?<=[ ])src="([^":]+)"')
 BY_THEME = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)" (alt="[^"]+")>\s*</picture>')
 DRAWS = re.compile(r"(sketches|viz)\.")
 """What a drawing expression begins with."""
+ASIDE = "(skip on a first reading)"
+"""What the comment ends with that begins a cell of little interest."""
 INK, DARK_INK = "#333333", "#cfd3d7"
 """What figures are drawn in, and what takes its place on a dark page."""
 FITS = 420
@@ -179,7 +181,9 @@ def prepare(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
 
 
 def is_plumbing(code: str) -> bool:
-    """Whether code computes nothing that a reader has to follow: it only imports, prints and draws, or it asserts."""
+    """Whether a reader need not follow code: it says so, it only imports, prints and draws, or it asserts."""
+    if code.partition("\n")[0].endswith(ASIDE):
+        return True
     body = ast.parse(re.sub(r"^%.*", "", code, flags=re.MULTILINE)).body
     if any(isinstance(node, ast.Assert) for node in body):
         return not any(isinstance(node, ast.FunctionDef) for node in body)
