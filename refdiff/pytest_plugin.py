@@ -50,7 +50,6 @@ OPTIONS = {
     "save": ("FOLDER", "write the first failing case there, for refdiff check (nowhere)"),
 }
 FLAGS = {
-    "thorough": "also up to 1,024 queries and 4,096 keys, which takes minutes",
     "allow-declined": "pass a kernel that declines more than half of the cases",
     "allow-missing-gradients": "pass a kernel that takes dout and leaves out gradients of λ, sinks, weights and gates",
 }

@@ -108,14 +108,12 @@ class Run:
     def cases(self, *, all_head_dims: bool = True) -> list[Case]:
         """Return the selected cases; in `modules` also cases of `HEAD_DIMS`, if the spec is a preset's name."""
         spec, dtype, seed = self.spec, self.recipe.storage, self.seed
-        thorough = bool(self.options.get("thorough"))
         profiles = self._read("profiles", "", _profiles)
         profiles = profiles or [p for p in PROFILES if not (spec.is_plain and p in DIFFERENTIAL_PROFILES)]
-        found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype, thorough=thorough)]
+        found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype)]
         if all_head_dims and "modules" in profiles and self.spec_text.isidentifier():
             for d in HEAD_DIMS:
-                T = 256 if thorough else 64
-                wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=T)[0]
+                wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=64)[0]
                 found.append(replace(wide, name=f"{wide.name}-d{d}"))
         for B, T, S in self._read("sizes", "", _sizes):
             own = cases("discriminating", seed, spec=spec, dtype=dtype, batch=B, queries=T, keys=S)[0]

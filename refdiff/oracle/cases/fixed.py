@@ -93,12 +93,6 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
 DIFFERENTIAL_PROFILES = ("cancellation", "lambda")
 """Profiles about the difference of two maps; for plain attention they equal natural and discriminating."""
 
-THOROUGH = {
-    "modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structure(1, 1024, 1024)),
-    "tiles": (Structure(1, 1, 4096),),
-}
-"""Additional structures of a thorough run, which takes minutes."""
-
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -140,7 +134,7 @@ class Case:
 
 
 def cases(
-    profile: str, seed: int = 0, *, spec: Spec | str | None = None, dtype: str = "float32", thorough: bool = False,
+    profile: str, seed: int = 0, *, spec: Spec | str | None = None, dtype: str = "float32",
     batch: int | None = None, queries: int | None = None, keys: int | None = None,
 ) -> list[Case]:  # fmt: skip
     """Return the cases of a profile: for your spec, for a preset, or for every preset.
@@ -158,7 +152,6 @@ def cases(
         spec: your spec; or a preset's name, which gets small dimensions with grouped queries, in layer 2
             (`case.spec`); None is every preset.
         dtype: storage type of the inputs: "float32", "bfloat16" or "float16".
-        thorough: add cases with up to 1,024 queries in modules and 4,096 keys in tiles, which take minutes.
         batch, queries, keys: sizes of one dense case that replaces those of the profile; if only one of queries and
             keys is given, the other is equal to it.
 
@@ -167,8 +160,6 @@ def cases(
     """
     check_profile(profile)
     values, structures = PROFILES[profile]
-    if thorough:
-        structures += THOROUGH.get(profile, ())
     if (batch, queries, keys) != (None, None, None):
         T, S = (n if n is not None else other for n, other in ((queries, keys), (keys, queries)))
         structures = (Structure(1 if batch is None else batch, 16 if T is None else T, 16 if S is None else S),)
@@ -181,8 +172,7 @@ def cases(
             structure = _apply_window(one, listed)
             inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
             name = "-".join(part for part in (profile, preset, str(m), structure.sizes, dtype, str(seed)) if part)
-            more = ", thorough=True" if m >= len(PROFILES[profile][1]) else options
-            source = f'oracle.cases("{profile}", seed={seed}, spec=spec, dtype="{dtype}"{more})[{m}]'
+            source = f'oracle.cases("{profile}", seed={seed}, spec=spec, dtype="{dtype}"{options})[{m}]'
             made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs, source))
     return made
 

@@ -1,12 +1,10 @@
-"""Torch adapters: `module` turns an attention module into a kernel, `model` checks a whole model point by point.
+"""Torch adapter: `module` turns an attention module into a kernel. It imports torch when it is called.
 
     oracle.check(oracle.torch.module(attention, spec), spec, case.inputs, recipe="bfloat16", dout=case.dout)
-    print(oracle.torch.model(model, ids, attn_implementation="sdpa"))
 
-Both import torch when they are called. Neither changes the module or model.
+The module stays as it is. A whole model is compared point by point: `oracle.hooks` and `oracle.first_divergence`.
 """
 
 from refdiff.oracle.torch.attention_module import NAMES, TENSORS, module
-from refdiff.oracle.torch.whole_model import ModelReport, model
 
-__all__ = ["NAMES", "TENSORS", "ModelReport", "model", "module"]
+__all__ = ["NAMES", "TENSORS", "module"]

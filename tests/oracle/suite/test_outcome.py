@@ -11,7 +11,6 @@ import pytest
 
 from refdiff.oracle import Case, Recipe, cases, conformance, diagnosis
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.spec.from_text import spec_of
 from refdiff.oracle.suite.outcome import (
     DIAGNOSIS_LINES,
     Outcome,
@@ -107,10 +106,8 @@ SPEC = small_spec("hf_diffllama")
 )
 def test_the_reported_code_reproduces_the_case(spec: str) -> None:
     found = conformance.Run({"spec": spec, "recipe": "float16", "seed": "3", "sizes": "2x5x9, 1x7x7"}).cases()
-    large = cases("tiles", 3, spec=spec_of(spec), dtype="float16", thorough=True)[-1]
     assert {case.spec.head_dim for case in found} == ({8} if "{" in spec else {16, 64, 96, 128})
-    assert large.structure.keys == 4096
-    for case in (*found, large):
+    for case in found:
         program = report(case, spec, Recipe.of("float16")).splitlines()
         names: dict[str, Any] = {}
         exec("\n".join(line.strip() for line in program[1:]), names)
