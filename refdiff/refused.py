@@ -113,6 +113,8 @@ PIPELINE = {
     "a pipeline of text takes a model and a tokenizer": """
         feature_extractor image_processor processor video_processor""",
     "the task chooses the class": "pipeline_class",
+    "`top_k=None` returns all labels": "return_all_scores",
+    "the tokenizer counts the characters of each token": "offset_mapping",
     "the results are objects of Python": "binary_output",
 }
 """Sentence → arguments of transformers' pipelines."""
@@ -184,7 +186,6 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
     },
     "Encoded": {
         "the result is a dict itself": "data",
-        "every tokenizer is fast": "is_fast",
         "`sequence_ids` has the text of each token": "n_sequences",
         "give `return_tensors` to the call of the tokenizer": "convert_to_tensors",
     },

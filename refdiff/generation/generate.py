@@ -52,7 +52,8 @@ def generate(
 
     Random choices follow from `seed` (one, or one for each prompt), or from one number drawn from `generator`. The
     random numbers of a sequence depend on its own prompt only: the text of a prompt is the same in any batch. With one
-    seed, the n-th of several equal prompts has random numbers of its own, as the n-th of `num_return_sequences` has.
+    seed, the n-th of several equal prompts has random numbers of its own, as the n-th of `num_return_sequences` has. An
+    assistant_model needs more of them: a seed gives another text than without it, of the same distribution.
 
     Shapes:
         input_ids (B, T) integers, attention_mask (B, T) of 1 and 0, inputs_embeds (B, T, D)

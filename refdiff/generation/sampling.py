@@ -28,10 +28,6 @@ def log_softmax(scores: Scores) -> Scores:
     return result
 
 
-def _keep_only(scores: Scores, kept: NDArray[np.bool_], fill: float) -> Scores:
-    return np.where(kept, scores, fill)
-
-
 def _top_mask(scores: Scores, keep: int) -> NDArray[np.bool_]:
     """Return which tokens have at least the `keep`-th best score of their sequence."""
     V = scores.shape[1]
@@ -63,7 +59,7 @@ def top_h(scores: Scores, share: float, *, fill: float = -np.inf) -> Scores:
     within[:, 0] = True
     kept = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(kept, best, within, axis=1)
-    return _keep_only(scores, kept, fill)
+    return np.where(kept, scores, fill)
 
 
 def top_k(scores: Scores, k: int, *, keep: int = 1, fill: float = -np.inf) -> Scores:
@@ -72,7 +68,7 @@ def top_k(scores: Scores, k: int, *, keep: int = 1, fill: float = -np.inf) -> Sc
     Shapes:
         scores (B, V) → (B, V)
     """
-    return _keep_only(scores, _top_mask(scores, max(k, keep)), fill)
+    return np.where(_top_mask(scores, max(k, keep)), scores, fill)
 
 
 def top_p(scores: Scores, p: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
@@ -89,7 +85,7 @@ def top_p(scores: Scores, p: float, *, keep: int = 1, fill: float = -np.inf) -> 
         from_the_end = np.cumsum(softmax(np.sort(values[possible])))
         count = max(int((from_the_end > 1.0 - p).sum()), min(keep, possible.size))
         kept[row, possible[top_indices(values[None, possible], count)[0]]] = True
-    return _keep_only(scores, kept, fill)
+    return np.where(kept, scores, fill)
 
 
 def min_p(scores: Scores, p: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
@@ -101,7 +97,7 @@ def min_p(scores: Scores, p: float, *, keep: int = 1, fill: float = -np.inf) -> 
     probabilities = softmax(scores)
     kept = probabilities >= p * probabilities.max(axis=1, keepdims=True)
     np.put_along_axis(kept, top_indices(scores, min(keep, scores.shape[1])), True, axis=1)
-    return _keep_only(scores, kept, fill)
+    return np.where(kept, scores, fill)
 
 
 def typical_p(scores: Scores, mass: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
@@ -125,7 +121,7 @@ def typical_p(scores: Scores, mass: float, *, keep: int = 1, fill: float = -np.i
     kept_sorted[:, :keep] = True
     kept = np.empty_like(kept_sorted)
     np.put_along_axis(kept, order, kept_sorted, axis=1)
-    return _keep_only(scores, kept, fill)
+    return np.where(kept, scores, fill)
 
 
 def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
@@ -134,7 +130,7 @@ def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1, fill: float
     Shapes:
         scores (B, V) → (B, V)
     """
-    return _keep_only(scores, (softmax(scores) >= epsilon) | _top_mask(scores, keep), fill)
+    return np.where((softmax(scores) >= epsilon) | _top_mask(scores, keep), scores, fill)
 
 
 def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
@@ -147,7 +143,7 @@ def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1, fill: float = -
     probabilities = np.exp(logs)
     entropy = -(np.where(probabilities > 0, logs, 0.0) * probabilities).sum(axis=1, keepdims=True)
     eta = np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy))
-    return _keep_only(scores, (probabilities >= eta) | _top_mask(scores, keep), fill)
+    return np.where((probabilities >= eta) | _top_mask(scores, keep), scores, fill)
 
 
 def top_indices(scores: Scores, k: int) -> NDArray[np.int64]:

@@ -26,25 +26,12 @@ class KVCache(RefusedAttributes):
             half when it is used up, so that n tokens cost time in proportion to n.
         max_tokens: the most tokens that it will hold, if known; its capacity does not grow past
             it.
-        most: the former name of `max_tokens`, accepted for one release.
 
     Raises:
-        ValueError: `num_layers`, `static` or `max_tokens` is below 1, or no integer; or both
-            names are given.
+        ValueError: `num_layers`, `static` or `max_tokens` is below 1, or no integer.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        *,
-        static: int | None = None,
-        max_tokens: int | None = None,
-        most: int | None = None,
-    ) -> None:
-        if most is not None:
-            if max_tokens is not None:
-                raise ValueError("max_tokens, most: got both, expected one of them")
-            max_tokens = most
+    def __init__(self, num_layers: int, *, static: int | None = None, max_tokens: int | None = None) -> None:
         sizes = (num_layers, static, max_tokens)
         if any(size is not None and (not isinstance(size, int | np.integer) or size < 1) for size in sizes):
             raise ValueError(

@@ -114,11 +114,6 @@ class DiffLlamaConfig(RefusedNames):
         """The number of query heads: `num_attention_heads`, and in v2 twice as many."""
         return self.num_attention_heads * VARIANTS[self.variant].query_heads
 
-    @property
-    def wiring(self) -> str:
-        """The older name of `variant`."""
-        return self.variant
-
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
         """Build a config from the content of a config.json; `source` names the file in messages.

@@ -374,12 +374,12 @@ class PreTrainedModel(CallableModel, RefusedNames):
 
 
 def _check_config(config: Any, name: str) -> DiffLlamaConfig:
-    if isinstance(config, DiffLlamaConfig) or hasattr(config, "to_dict"):
-        return DiffLlamaConfig.from_config(config)
-    is_path = isinstance(config, str | os.PathLike)
-    got = repr(os.fspath(config)) if is_path else type(config).__name__
-    fix = f"{name}.from_pretrained({got}) loads a checkpoint" if is_path else "DiffLlamaConfig.from_dict makes one"
-    raise TypeError(f"config: got {got}, expected a DiffLlamaConfig; {fix}")
+    if isinstance(config, str | os.PathLike):
+        got = repr(os.fspath(config))
+        raise TypeError(
+            f"config: got {got}, expected a DiffLlamaConfig; {name}.from_pretrained({got}) loads a checkpoint"
+        )
+    return DiffLlamaConfig.from_config(config)
 
 
 def _given(config: Any, changes: dict[str, Any]) -> DiffLlamaConfig:

@@ -15,6 +15,7 @@ from refdiff.generation.tokenizer import Tokenizer
 from refdiff.messages import did_you_mean
 from refdiff.refused import PIPELINE, RefusedAttributes, instead
 
+TOKENIZER_OPTIONS = ("truncation", "padding", "add_special_tokens", "max_length", "padding_side", "stride")
 Outputs = tuple[NDArray[Any], ...]
 Process = Generator[list[dict[str, list[int]]], list[Outputs], Any]
 """Yields the model's inputs, one dict for each call of the model, gets the outputs of all, and returns the result."""

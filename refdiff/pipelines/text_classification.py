@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from refdiff.generation.sampling import softmax
 from refdiff.messages import show_value
-from refdiff.pipelines.base import Pipeline, Process
+from refdiff.pipelines.base import TOKENIZER_OPTIONS, Pipeline, Process
 
 _BEST = "best"  # the default of top_k: one answer instead of a list
 
@@ -24,6 +24,11 @@ class TextClassificationPipeline(Pipeline):
     task: ClassVar[str] = "text-classification"
     architecture: ClassVar[str] = "DiffLlamaForSequenceClassification"
 
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names of all options: those of the pipeline, and of the tokenizer."""
+        return [*super().option_names(), *TOKENIZER_OPTIONS]
+
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Classify one text, or a list or iterator of texts."""
         result = super().__call__(inputs, **options)
@@ -35,15 +40,15 @@ class TextClassificationPipeline(Pipeline):
         *,
         top_k: int | str | None = _BEST,
         function_to_apply: str | None = None,
-        truncation: Any = None,
-        max_length: int | None = None,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **tokenizer_options: Any,
     ) -> Process:
         """Classify one text.
 
         top_k: number of labels; None for all.
         function_to_apply: "sigmoid", "softmax" or "none" (default: by problem_type and the number of labels in
             config.json).
-        truncation, max_length: options of the tokenizer.
+        tokenizer_kwargs: further options of the tokenizer; those in TOKENIZER_OPTIONS may stand by themselves.
         """
         if top_k != _BEST and top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k: got {top_k!r}, expected a number from 1, or None for all labels")
@@ -53,7 +58,8 @@ class TextClassificationPipeline(Pipeline):
                 f'inputs: got {show_value(item)}, expected a text, a pair {{"text": …, "text_pair": …}}, or a '
                 "list of these"
             )
-        ((logits, *_),) = yield [dict(self.tokenizer(**inputs, truncation=truncation, max_length=max_length))]
+        encoded = self.tokenizer(**{**inputs, **tokenizer_options, **(tokenizer_kwargs or {})})
+        ((logits, *_),) = yield [{name: encoded[name] for name in ("input_ids", "attention_mask")}]
         scores = _apply_function(self._choose_function(function_to_apply), logits)
         labels = self.model.config.id2label
         if top_k == _BEST:

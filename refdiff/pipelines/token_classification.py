@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,12 @@ class TokenClassificationPipeline(Pipeline):
     task: ClassVar[str] = "token-classification"
     architecture: ClassVar[str] = "DiffLlamaForTokenClassification"
 
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Label one text, or a list or iterator of texts; a text may be a list of words."""
+        split = {**self.options, **options}.get("is_split_into_words") and isinstance(inputs, list)
+        one = split and not all(isinstance(item, list) for item in inputs)
+        return super().__call__([inputs] if one else inputs, **options)
+
     def process(
         self,
         item: Any,
@@ -34,15 +41,22 @@ class TokenClassificationPipeline(Pipeline):
         aggregation_strategy: str = "none",
         ignore_labels: list[str] | None = None,
         stride: int | None = None,
+        is_split_into_words: bool = False,
+        delimiter: str | None = " ",
     ) -> Process:
         """Label one text.
 
         ignore_labels: labels that are left out of the result (default: `["O"]`).
         stride: split a text longer than the tokenizer's model_max_length into chunks that share so many tokens; needs
             an aggregation_strategy.
+        is_split_into_words: the text is a list of words; `delimiter`, a space, joins them for `start` and `end`.
         """
-        if not isinstance(item, str):
-            raise TypeError(f"inputs: got {type(item).__name__}, expected a text or a list of texts")
+        if not isinstance(item, list if is_split_into_words else str):
+            expected = "a list of words, or of such lists" if is_split_into_words else "a text or a list of texts"
+            raise TypeError(f"inputs: got {type(item).__name__}, expected {expected}")
+        words = [str(word) for word in (item if is_split_into_words else [item])]
+        delimiter = " " if delimiter is None else delimiter
+        starts = list(accumulate((len(word) + len(delimiter) for word in words), initial=0))
         strategy = str(aggregation_strategy).lower()
         if strategy not in _STRATEGIES:
             raise ValueError(f"aggregation_strategy: got {aggregation_strategy!r}, expected one of {_STRATEGIES}")
@@ -53,21 +67,27 @@ class TokenClassificationPipeline(Pipeline):
             )
         ignored = ["O"] if ignore_labels is None else ignore_labels
         truncation = 0 < self.tokenizer.model_max_length <= NO_LIMIT
-        (first_chunk,) = self.tokenizer.encodings(item, truncation=truncation, stride=stride or 0)
+        (first_chunk,) = self.tokenizer.encodings(
+            item, truncation=truncation, stride=stride or 0, is_split_into_words=is_split_into_words
+        )
         chunks = [first_chunk] if stride is None else [first_chunk, *first_chunk.overflowing]
         found: list[Entity] = []
         chunks = [chunk for chunk in chunks if chunk.ids]
         outputs = yield [{"input_ids": chunk.ids} for chunk in chunks]
         for chunk, (logits, *_) in zip(chunks, outputs, strict=True):
-            tokens = self._tokens(item, chunk, softmax(logits))
+            places = [
+                (a + starts[word], b + starts[word]) if is_split_into_words and word is not None else (a, b)
+                for (a, b), word in zip(chunk.offsets, chunk.word_ids, strict=True)
+            ]
+            tokens = self._tokens(delimiter.join(words), chunk, places, softmax(logits))
             entities = self._aggregate(tokens, strategy)
             found += [entity for entity in entities if entity.get("entity", entity.get("entity_group")) not in ignored]
         return _remove_overlaps(found) if len(chunks) > 1 else found
 
-    def _tokens(self, text: str, encoding: Any, scores: NDArray[Any]) -> list[Entity]:
+    def _tokens(self, text: str, encoding: Any, places: list[tuple[int, int]], scores: NDArray[Any]) -> list[Entity]:
         prefix = self.tokenizer.backend.model("continuing_subword_prefix")
         tokens = []
-        for index, (token_id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+        for index, (token_id, (start, end)) in enumerate(zip(encoding.ids, places, strict=True)):
             if encoding.special_tokens_mask[index]:
                 continue
             word, written = encoding.tokens[index], text[start:end]

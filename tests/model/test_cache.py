@@ -132,12 +132,6 @@ def test_capacity_does_not_grow_past_max_tokens(most, rooms):
     assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
 
 
-def test_the_former_name_of_max_tokens_is_accepted():
-    assert KVCache(1, most=9).max_tokens == 9
-    with pytest.raises(ValueError, match="max_tokens, most: got both, expected one of them"):
-        KVCache(1, most=9, max_tokens=9)
-
-
 def test_capacity_reserved_before_the_first_token():
     cache = KVCache(2, max_tokens=70)
     cache.reserve(50)

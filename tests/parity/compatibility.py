@@ -27,6 +27,7 @@ TITLES = {
     "generate": "`generate`: arguments and fields of `GenerationConfig`",
     "tokenizer": "`PreTrainedTokenizerFast`, here `Tokenizer`",
     "pipeline": "`pipeline`: arguments",
+    "others": "Other classes",
 }
 STATUSES = {
     "same": "Same name and meaning",
@@ -100,7 +101,10 @@ def argument(name: str, known: Iterable[str], call: Callable[[Any], Any]) -> Row
 
 def config_rows() -> list[Row]:
     theirs, ours = transformers.DiffLlamaConfig(**SIZES), refdiff.DiffLlamaConfig(**SIZES)
-    return [attribute(ours, name, theirs) for name in sorted(public(theirs))]
+    rows = [attribute(ours, name, theirs) for name in sorted(public(theirs))]
+    lost = ", ".join(f"`{name}`" for name in sorted(theirs.to_dict().keys() - ours.to_dict().keys()))
+    said = f"without {lost}, which say nothing of a DiffLlama at their only value or default"
+    return [replace(row, note=said) if row.name == "to_dict" else row for row in rows]
 
 
 def model_rows() -> list[Row]:
@@ -147,12 +151,64 @@ def pipeline_rows() -> list[Row]:
     ]
 
 
+def other_objects() -> dict[str, tuple[Any, Any]]:
+    """An object or class of transformers, and refdiff's, by the name in the table."""
+    folder = Path(refdiff.__file__).parent / "bundled"
+    tokenizers: Any = transformers.AutoTokenizer.from_pretrained(folder), refdiff.AutoTokenizer.from_pretrained(folder)
+    encoded: Any = [tokenize("a", return_tensors=kind) for tokenize, kind in zip(tokenizers, ("pt", "np"), strict=True)]
+    kinds = transformers.AutoModelForCausalLM, refdiff.AutoModelForCausalLM
+    models: Any = [kind.from_pretrained(folder) for kind in kinds]
+    outputs = [model(**inputs) for model, inputs in zip(models, encoded, strict=True)]
+    options = {"max_new_tokens": 1, "return_dict_in_generate": True}
+    generated = [model.generate(**inputs, **options) for model, inputs in zip(models, encoded, strict=True)]
+    arguments = {
+        "TextStreamer": tokenizers,
+        "TextIteratorStreamer": tokenizers,
+        "MaxLengthCriteria": (3, 3),
+        "MaxTimeCriteria": (3.0, 3.0),
+        "EosTokenCriteria": (3, 3),
+        "TopKLogitsWarper": (3, 3),
+    }
+    auto = ("Config", "Tokenizer", "Model", *(f"Model{kind}" for kind in CLASSES[1:]))
+    return {
+        **{f"Auto{kind}": (getattr(transformers, f"Auto{kind}"), getattr(refdiff, f"Auto{kind}")) for kind in auto},
+        "GenerationConfig": tuple(model.generation_config for model in models),
+        "BatchEncoding": tuple(encoded),
+        "ModelOutput": tuple(outputs),
+        "GenerateDecoderOnlyOutput": tuple(generated),
+        "DynamicCache": tuple(output.cache for output in outputs),
+        "Pipeline": (transformers.pipeline("text-generation", folder), refdiff.pipeline("text-generation", folder)),
+        **{
+            name: tuple(
+                getattr(library, name)(one) for library, one in zip((transformers, refdiff), given, strict=True)
+            )
+            for name, given in arguments.items()
+        },
+        "StopStringCriteria": tuple(
+            library.StopStringCriteria(tokenizer, ["a"])
+            for library, tokenizer in zip((transformers, refdiff), tokenizers, strict=True)
+        ),
+        "WatermarkingConfig": (transformers.WatermarkingConfig(), refdiff.WatermarkingConfig()),
+    }
+
+
+def other_rows() -> list[Row]:
+    """Options of generation configs are in their own table."""
+    options_of_generate = set(vars(transformers.GenerationConfig()))
+    return [
+        replace(attribute(ours, name, theirs), name=f"{kind}.{name}")
+        for kind, (theirs, ours) in other_objects().items()
+        for name in sorted(public(theirs) - (options_of_generate if kind == "GenerationConfig" else set()))
+    ]
+
+
 ROWS: dict[str, Callable[[], list[Row]]] = {
     "config": config_rows,
     "models": model_rows,
     "generate": generate_rows,
     "tokenizer": tokenizer_rows,
     "pipeline": pipeline_rows,
+    "others": other_rows,
 }
 
 

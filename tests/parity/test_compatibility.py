@@ -13,7 +13,7 @@ from refdiff import refused
 from tests.parity import compatibility
 from tests.parity.compatibility import ROWS
 
-LEAST = {"config": 70, "models": 140, "generate": 80, "tokenizer": 60, "pipeline": 15}
+LEAST = {"config": 70, "models": 140, "generate": 80, "tokenizer": 60, "pipeline": 15, "others": 200}
 
 
 @pytest.mark.parametrize("subject", ROWS)
@@ -44,6 +44,26 @@ def test_the_table_of_neutral_values_has_every_argument(theirs: Any, ours: Any, 
     named = inspect.signature(theirs).parameters
     wanted = {name for name, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     assert wanted <= {*inspect.signature(ours).parameters, *refused.NEUTRAL[kind]}
+
+
+def test_no_sentence_is_about_a_name_that_transformers_class_does_not_have() -> None:
+    refused_here = {row.name.rpartition(".")[2] for row in ROWS["others"]() if row.status != "same"}
+    own = [kind for kind in refused.ATTRIBUTES if kind not in ("PreTrainedModel", "DiffLlamaConfig", "Tokenizer")]
+    named = {name for kind in own for names in refused.ATTRIBUTES[kind].values() for name in names.split()}
+    assert named - {name for names in refused.PIPELINE.values() for name in names.split()} <= refused_here
+
+
+def test_keys_of_a_config_that_are_left_out() -> None:
+    """They are no settings of the model: each has one value, or its default until it is set."""
+    theirs, ours = transformers.DiffLlamaConfig(), refdiff.DiffLlamaConfig()
+    fixed = {"chunk_size_feed_forward": 0, "is_encoder_decoder": False, "return_dict": True, "_name_or_path": ""}
+    calls = {"output_attentions": False, "output_hidden_states": False}
+    version = {"transformers_version": transformers.__version__}
+    lost = {name: value for name, value in theirs.to_dict().items() if name not in ours.to_dict()}
+    assert lost == fixed | calls | version
+    for name in calls:
+        setattr(ours, name, True)
+        assert ours.to_dict()[name] is True
 
 
 def test_the_guide_has_the_tables() -> None:

@@ -183,9 +183,13 @@ def test_text_classification(tmp_path: Path, config: dict[str, Any]) -> None:
             same(theirs(inputs, function_to_apply=function), ours(inputs, function_to_apply=function))
         for top_k in (None, 1, 2):
             same(theirs(inputs, top_k=top_k), ours(inputs, top_k=top_k))
-    same(theirs(TEXTS[0], truncation=True, max_length=5), ours(TEXTS[0], truncation=True, max_length=5))
     for pipe in (theirs, ours):
         pipe.tokenizer.pad_token = "</s>"
+    given: dict[str, Any] = {"truncation": True, "max_length": 5}
+    assert theirs(TEXTS[0], **given) != theirs(TEXTS[0])
+    for options in (given, {"tokenizer_kwargs": given}, {"padding": "max_length", "max_length": 40}, {"padding": True}):
+        same(theirs(TEXTS[0], **options), ours(TEXTS[0], **options))
+    same(theirs(TEXTS[0], add_special_tokens=False), ours(TEXTS[0], add_special_tokens=False))
     for size in (2, 3):
         same(theirs(TEXTS, batch_size=size), ours(TEXTS, batch_size=size))
     theirs, ours = both("sentiment-analysis", tmp_path, top_k=None)
@@ -206,6 +210,11 @@ def test_token_classification(tmp_path: Path, kind: str, strategy: str | None) -
     for text in TEXTS:
         for ignored in ([], ["O", "MISC"], ["PER"]):
             same(theirs(text, ignore_labels=ignored), ours(text, ignore_labels=ignored))
+    words = [text.split() for text in (TEXTS[0], TEXTS[3])]
+    for split in (words[0], words):
+        for delimiter in (" ", "\n--", None):
+            given: dict[str, Any] = {"is_split_into_words": True, "delimiter": delimiter}
+            same(theirs(split, **given), ours(split, **given))
     if strategy not in (None, "none"):
         text = "".join(TEXTS)
         for stride in (0, 5, 20):

@@ -41,8 +41,9 @@ def test_folder_path_and_objects(task: str, tmp_path: Path) -> None:
 
 
 OPTIONS = {
-    "text-classification": "top_k, function_to_apply, truncation, max_length",
-    "token-classification": "aggregation_strategy, ignore_labels, stride",
+    "text-classification": "top_k, function_to_apply, tokenizer_kwargs, truncation, padding, add_special_tokens, "
+    "max_length, padding_side, stride",
+    "token-classification": "aggregation_strategy, ignore_labels, stride, is_split_into_words, delimiter",
     "feature-extraction": "return_tensors, truncation, tokenize_kwargs",
     "text-generation": "return_full_text, return_text, return_tensors, prefix, stop_sequence, handle_long_generation, "
     "clean_up_tokenization_spaces, skip_special_tokens, continue_final_message, tools, documents, "

@@ -35,6 +35,8 @@ class Encoded(RefusedAttributes, dict[str, Any]):
     `token_to_word`, `char_to_token`, `word_to_chars` … with transformers' arguments: `(position)` or `(i, position)`.
     """
 
+    is_fast = True
+
     def __init__(self, entries: Any = (), encodings: list[Encoding] | None = None) -> None:
         super().__init__(entries)
         self.encodings = encodings

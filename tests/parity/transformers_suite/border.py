@@ -65,7 +65,7 @@ def to_torch(value: Any) -> Any:
     elif type(value).__module__.startswith("refdiff.") and hasattr(value, "to_tuple"):
         for name, item in vars(value).items():
             setattr(value, name, to_torch(item))
-    elif isinstance(value, types.GeneratorType):
+    elif isinstance(value, types.GeneratorType | type(iter({}.values())) | type(iter({}.items()))):
         return iter([to_torch(item) for item in value])
     elif type(value) in CLASSES.values():
         return class_of(type(value).__name__)._around(value)
