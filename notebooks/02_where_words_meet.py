@@ -104,7 +104,7 @@ for name, rows in moved.items():
 # The last step of the model turns a row of $x$ into scores for the next token: a norm, then a product with the table
 # E. Because $x$ keeps its shape, this step can read it after *any* layer. This is called the **logit lens**
 # ([nostalgebraist 2020](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens)). Each cell
-# below shows what the model would say next if it stopped there. The stronger the color, the surer it is.
+# below shows what the model would say next if it stopped there, and with what probability.
 
 
 # %%
@@ -115,8 +115,7 @@ def read(x):
 
 p_next = read(before)  # (depth, token, vocabulary)
 best = p_next.argmax(axis=-1)
-said = [[tokenizer.decode([int(i)]) for i in row] for row in best]  # a few tokens are bytes that print as nothing
-said = [[word if word.isprintable() else "·" for word in row] for row in said]
+said = [[tokenizer.decode([int(i)]) for i in row] for row in best]
 son = int(tokenizer([" son"], add_special_tokens=False)["input_ids"][0][0])
 for depth, row in enumerate(p_next[:, -1]):
     rank = int((row > row[son]).sum()) + 1
@@ -127,8 +126,8 @@ sketches.readout(said, p_next.max(axis=-1), tokens)
 
 # %% [markdown]
 # Look at the last column, below "three". The embedding repeats the word that it came from, since the same table reads
-# and writes. A · is a byte that prints as nothing. After layer 2, " son" has moved from rank 10 to
-# rank 1. Layers 3 and 4 make it surer, and layer 5 takes a little back.
+# and writes. After layer 2, " son" has moved from rank 10 to rank 1. Layers 3 and 4 make it surer, and layer 5 takes a
+# little back.
 #
 # Is layer 2 *the* layer for answers? One sentence cannot tell. Here is a whole tale that the model has never seen:
 
@@ -158,18 +157,18 @@ out = model(ids[None], output_attentions=True)
 last = np.array([maps[0, :, -1] for maps in out.differential_attentions])  # (layer, pair, key)
 strongest = [[tokens[key] for key in np.abs(rows).argmax(axis=-1)] for rows in last]
 for layer in (0, 1, 3):
-    print(f"layer {layer}: 'three' weights most, by pair,", *map(repr, strongest[layer]))
-sketches.last_rows(last[[0, 1, 3]], tokens, {1: "λ < 0: added", 2: "λ > 1"}, names=(0, 1, 3))
+    print(f"layer {layer}, λ = {out.lambdas[layer]:.2f}: most weight, by pair,", *map(repr, strongest[layer]))
+notes = {i: f"λ = {out.lambdas[layer]:.2f}".replace("-", "−") for i, layer in enumerate((0, 1, 3))}
+sketches.last_rows(last[[0, 1, 3]], tokens, notes, names=(0, 1, 3))
 
 # %% [markdown]
-# A row of the picture sums to 1 − λ, which is more than 1 in layer 1. In layer 0 all three pairs look at "three"
-# itself. In layer 1 they prefer three different tokens. That is what several heads are for: one softmax cannot give
-# each of three words most of its weight. Only a model with a difference can produce orange cells, tokens whose values
-# are *subtracted*.
+# In layer 0 all three pairs look at "three" itself. In layer 1 they prefer three different tokens. That is what several
+# heads are for: one softmax cannot give each of three words most of its weight. Orange cells are tokens whose values
+# are *subtracted*; only a model with a difference can produce them.
 #
-# Two layers hold a surprise. In layer 1 nothing is orange: training has made its λ negative, so $A_1 - \lambda A_2$
-# *adds* the second map. In layer 3 λ is above 1, so the second map is the stronger one and most of the weight is
-# negative. Chapter 03 asks what such a model does with its second maps.
+# Training can move λ anywhere, and in two of these layers it went far. In layer 1 λ is negative, so $A_1 - \lambda A_2$
+# *adds* the second map, and nothing is orange. In layer 3 λ is above 1, so the second map is the stronger one and most
+# of the weight is negative. Chapter 03 asks what such a model does with its second maps.
 #
 # ## A bag of words
 #
@@ -206,18 +205,10 @@ tiny.rope, tiny.attention_map = rope, masked
 #
 # ## RoPE: dials that turn with the position
 #
-# RoPE (Su et al. 2021) takes the numbers of a query or key two at a time. The paper takes neighbors, eq. 34; Llama and
-# DiffLlama take number $i$ with number $i + d/2$. The
-# two are the coordinates $(a, b)$ of a hand on a dial. At position $t$ the hand of dial $i$ is rotated by
-# $t\,\theta_i$:
-#
-# $$(a, b) \mapsto (a\cos t\theta_i - b\sin t\theta_i,\;\; b\cos t\theta_i + a\sin t\theta_i),\qquad
-# \theta_i = \mathrm{base}^{-2i/d}$$
-#
-# With base 10,000, dial 0 turns fast and the last dial hardly at all. The dot product of two hands is the product of
-# their lengths times the cosine of the angle *between* them, and the score is the sum over all dials. So it depends on
-# how far the key is behind the query, and not on where the two stand. In the picture, the second line moves both by 50
-# positions, and the third moves only the query.
+# RoPE (Su et al. 2021) takes the numbers of a query or key two at a time. Here a head has 32 numbers, and number $i$
+# goes with number $i+16$, as in Llama. (Su et al. take neighbors, eq. 34.) The two are the hand of a dial, so there are
+# 16 dials. Each hand is rotated by an angle that grows with the position of its token: fast on dial 0, hardly at all on
+# dial 15. In the picture, the second line moves query and key by 50 positions. The third moves only the query.
 
 # %%
 rng = np.random.default_rng(2)
@@ -229,7 +220,20 @@ for q_at, k_at in places:
 sketches.dials(at, places, dials=(0, 3, 6, 15))
 
 # %% [markdown]
-# The whole model inherits this property:
+# Compare the first two lines. On each dial both hands have moved by the same angle, so the angle *between* them is the
+# same, and so is the score. In the third line only the query has moved, and the score is another.
+#
+# Now the formula. The coordinates of a hand are $(a, b)$. At position $t$, the hand of dial $i$ is rotated by
+# $t\,\theta_i$:
+#
+# $$(a, b) \mapsto (a\cos t\theta_i - b\sin t\theta_i,\;\; b\cos t\theta_i + a\sin t\theta_i),\qquad
+# \theta_i = \mathrm{base}^{-2i/d}$$
+#
+# The dot product of two hands is the product of their lengths times the cosine of the angle between them, and the score
+# is the sum over all dials. So it depends on how far the key is behind the query, and not on where the two stand.
+
+# %% [markdown]
+# The whole model inherits this property. How fast do the dials turn?
 
 # %%
 positions = np.arange(len(ids))[None]
@@ -239,12 +243,13 @@ spread = model(ids[None], position_ids=2 * positions).logits
 wavelengths = 2 * np.pi * base ** (np.arange(0, d, 2) / d)
 print("positions + 100 gives the same logits:", np.allclose(here, moved_on, rtol=0, atol=1e-9))
 print("positions × 2 gives the same logits:  ", np.allclose(here, spread, rtol=0, atol=1e-9))
-print(f"a full turn takes {wavelengths[0]:.1f} tokens on dial 0, {wavelengths[-1]:,.0f} on dial {d // 2 - 1}")
+print(f"base {base:,.0f}, d {d}: a full turn takes {wavelengths[0]:.1f} tokens on dial 0,", end=" ")
+print(f"{wavelengths[-1]:,.0f} on dial {d // 2 - 1}")
 print(f"{(wavelengths > 512).sum()} of {d // 2} dials make no full turn within the 512 tokens of training")
 
 # %% [markdown]
-# In a text longer than the training texts, the slow dials reach angles that the model has never seen. The guide on
-# [long texts](guide_long_texts.ipynb) shows what that costs, and two remedies.
+# In a text longer than the training texts, the slow dials reach angles that the model never met in training. The guide
+# on [long texts](guide_long_texts.ipynb) shows what that costs, and two remedies.
 #
 # ## Break it
 #

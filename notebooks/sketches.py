@@ -417,25 +417,38 @@ def size_spread(results: Any) -> float:
 def last_rows(
     maps: Any, tokens: Sequence[str], notes: Mapping[int, str], names: Sequence[int], *, narrow: bool = False
 ) -> Any:
-    """What the last token takes from each token, in the layers `names`: (layers, pairs, keys), with notes."""
-    axes = new_axes(None, 5.2 if narrow else 8.4, 3.2)
+    """What the last token takes from each token, in the layers `names`: (layers, pairs, keys), with notes.
+
+    A line is a pair of heads; in the narrow figure, a column.
+    """
+    layers, pairs, _ = np.shape(maps)
     rows = np.reshape(maps, (-1, len(tokens)))
-    axes.imshow(rows, cmap=signed_colors(), norm=signed_range(rows, limit=1.5), aspect="auto")
-    for (row, column), weight in np.ndenumerate(rows):
+    axes = new_axes(None, *((4.7, 4.6) if narrow else (8.4, 3.6)))
+    shown = rows.T if narrow else rows
+    axes.imshow(shown, cmap=signed_colors(), norm=signed_range(rows, limit=1.5), aspect="auto")
+    for (row, column), weight in np.ndenumerate(shown):
         if abs(weight) >= 0.005:
-            number = f"{weight:.2f}".replace("0.", ".") if narrow else f"{weight:.2f}"
-            axes.text(column, row, number.replace("-", "−"), ha="center", va="center", fontsize=7.5)
-    axes.set_xticks(
-        range(len(tokens)), labels=tokens, rotation=90 if narrow else 35, ha="center" if narrow else "right"
-    )
-    labels = [f"layer {names[i]}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(np.shape(maps)[:2])]
-    axes.set_yticks(range(len(rows)), labels=labels, fontsize=8.5)
-    axes.tick_params(axis="x", labelsize=8.5)
-    for layer in range(1, len(maps)):
-        axes.axhline(layer * np.shape(maps)[1] - 0.5, color=INK, linewidth=0.8)
-    for layer, note in notes.items():
-        axes.text(len(tokens) - 0.35, (layer + 0.5) * np.shape(maps)[1] - 0.5, note, va="center", fontsize=8.5)
-    axes.set_title(f"what “{tokens[-1].strip()}” takes from each token (blank: below 0.005)", fontsize=10)
+            number = f"{weight:.1f}" if narrow and abs(weight) >= 1 else f"{weight:.2f}"
+            number = number.replace("0.", ".") if narrow else number
+            axes.text(column, row, number.replace("-", "−"), ha="center", va="center", fontsize=9)
+    words = [token.strip() for token in tokens]
+    if narrow:
+        axes.set_yticks(range(len(words)), labels=words, fontsize=10)
+        axes.set_xticks(range(len(rows)), labels=[f"pair\n{j}" for _, j in np.ndindex(layers, pairs)], fontsize=9)
+        draw_line, title = axes.axvline, ""
+        for layer in range(layers):
+            note = f"layer {names[layer]}\n{notes.get(layer, '')}"
+            axes.text((layer + 0.5) * pairs - 0.5, -0.65, note, ha="center", va="bottom", fontsize=9)
+    else:
+        axes.set_xticks(range(len(words)), labels=words, rotation=35, ha="right", fontsize=9.5)
+        labels = [f"layer {names[i]}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(layers, pairs)]
+        axes.set_yticks(range(len(rows)), labels=labels, fontsize=9)
+        draw_line, title = axes.axhline, f"what “{words[-1]}” takes from each token (blank: below 0.005)"
+        for layer, note in notes.items():
+            axes.text(len(tokens) - 0.35, (layer + 0.5) * pairs - 0.5, note, va="center", fontsize=9)
+    for layer in range(1, layers):
+        draw_line(layer * pairs - 0.5, color=INK, linewidth=0.8)
+    axes.set_title(title, fontsize=10)
     return on_card(axes.figure)
 
 
@@ -1028,12 +1041,14 @@ def summary(
 
 @for_two_widths
 def changes(values: Any, tokens: Sequence[str], swap: str, *, narrow: bool = False) -> Any:
-    """How much each token's vector changed (columns), after each layer (rows)."""
-    axes = new_axes(None, 5.0 if narrow else 8.4, 3.2)
+    """How much each token's vector changed (columns), after each layer (rows); the narrow figure has the last six."""
+    start = len(tokens) - 6 if narrow else 0
+    values, tokens = values[:, start:], tokens[start:]
+    axes = new_axes(None, 4.7 if narrow else 8.4, 3.2)
     shown = axes.imshow(values, cmap=signed_colors(), norm=signed_range(values), aspect="auto")
     shown.set_clim(-4 * values.max(), 4 * values.max())  # numbers stay legible on it
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, "0" if value == 0 else f"{value:.{2 - narrow}f}", ha="center", va="center", fontsize=8)
+        axes.text(column, row, "0" if value == 0 else f"{value:.2f}", ha="center", va="center", fontsize=9)
     axes.set_xticks(
         range(len(tokens)), labels=tokens, rotation=90 if narrow else 35, ha="center" if narrow else "right"
     )
@@ -1045,17 +1060,25 @@ def changes(values: Any, tokens: Sequence[str], swap: str, *, narrow: bool = Fal
 
 @for_two_widths
 def readout(said: Sequence[Sequence[str]], surety: Any, tokens: Sequence[str], *, narrow: bool = False) -> Any:
-    """The logit lens: what the model would say after each token (columns) and layer (rows), and how surely."""
-    start = len(tokens) - 5 if narrow else 0
-    axes = new_axes(None, 5.0 if narrow else 9.6, 3.2)
+    """The logit lens: what the model would say after each token (columns) and layer (rows), and how surely.
+
+    The wide figure has the last ten tokens, the narrow one the last five.
+    """
+    start = len(tokens) - (5 if narrow else 10)
+    axes = new_axes(None, *((4.7, 4.2) if narrow else (8.8, 4.4)))
     axes.imshow(surety[:, start:], cmap=signed_colors(), norm=signed_range(surety, limit=1.6), aspect="auto")
-    for depth, row in enumerate(said):
-        for column, word in enumerate(row[start:]):
-            axes.text(column, depth, word.strip() or "␣", ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(tokens) - start), labels=[token.strip() for token in tokens[start:]], fontsize=9)
-    names = ["embedding", *(f"after layer {i}" for i in range(len(said) - 1))]
-    axes.set_yticks(range(len(said)), labels=names, fontsize=9)
-    axes.set_title("what the model would say next, after each token and layer", fontsize=10)
+    for (depth, column), sure in np.ndenumerate(surety[:, start:]):
+        axes.text(
+            column, depth - 0.16, said[depth][start + column].strip() or "␣", ha="center", va="center", fontsize=11
+        )
+        axes.text(column, depth + 0.25, f"{sure:.2f}", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(tokens) - start), labels=[f"“{token.strip()}”" for token in tokens[start:]], fontsize=10)
+    names = ["embed-\nding" if narrow else "embedding"]
+    names += [f"layer {i}" if narrow else f"after layer {i}" for i in range(len(said) - 1)]
+    axes.set_yticks(range(len(said)), labels=names, fontsize=10)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_title("the likeliest next word and its probability, after …", fontsize=10)
     return on_card(axes.figure)
 
 
@@ -1069,11 +1092,11 @@ def dials(at: Any, places: Sequence[tuple[int, int]], dials: Sequence[int]) -> A
     half = at.shape[-1] // 2
     axes = _canvas(5.6, 1.12 * len(places) + 0.75)
     for column, i in enumerate(dials):
-        _note(axes, 1.45 + 0.98 * column, 1.12 * len(places) + 0.4, f"dial {i}:\nnumbers {i}, {i + half}")
-    _note(axes, 5.3, 1.12 * len(places) + 0.4, f"score, all\n{half} dials")
+        _note(axes, 1.45 + 0.98 * column, 1.12 * len(places) + 0.4, f"dial {i}:\n{i} and {i + half}", fontsize=9.5)
+    _note(axes, 5.3, 1.12 * len(places) + 0.4, f"score, all\n{half} dials", fontsize=9.5)
     for row, (q_at, k_at) in enumerate(places):
         y = 1.12 * (len(places) - row) - 0.45
-        _note(axes, 0.08, y, f"query at {q_at}\nkey at {k_at}", ha="left")
+        _note(axes, 0.08, y, f"query at {q_at}\nkey at {k_at}", ha="left", fontsize=9.5)
         for column, i in enumerate(dials):
             x = 1.45 + 0.98 * column
             axes.add_patch(Circle((x, y), 0.43, facecolor="none", edgecolor=INK, linewidth=0.8))
@@ -1083,8 +1106,10 @@ def dials(at: Any, places: Sequence[tuple[int, int]], dials: Sequence[int]) -> A
                     hand = 0.38 * hand / np.linalg.norm(hand)
                     _arrow(axes, (x, y), (x + hand[0], y + hand[1]), f"{color}{shade}", width=width)
         score = float(at[0, q_at] @ at[1, k_at])
-        _note(axes, 5.3, y, f"{score:.2f}".replace("-", "−"), fontsize=10)
-    _note(axes, 2.65, 0.08, "blue: query, green: key, pale: before the rotation; all hands are drawn equally long")
+        _note(axes, 5.3, y, f"{score:.2f}".replace("-", "−"), fontsize=11)
+    _note(
+        axes, 2.8, 0.04, "blue: query, green: key, pale: before the rotation; hands are drawn equally long", fontsize=9
+    )
     return axes.figure
 
 
