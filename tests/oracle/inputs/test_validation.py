@@ -15,15 +15,15 @@ from tests.oracle.example_inputs import draw, small
 HF, MS, V2 = small("hf_diffllama"), small("ms_v1"), small("diff_v2")
 
 
-def paged(**changes: Any) -> dict[str, Any]:
+def paged() -> dict[str, Any]:
     inputs = draw(HF, T=1)
     del inputs["k"], inputs["v"]
     pages = {"k_pages": np.zeros((5, 4, 3, 6)), "v_pages": np.zeros((5, 4, 3, 6))}
-    return {**inputs, **pages, "block_table": np.array([[3, 1], [4, 9]]), "lengths": np.array([5, 3]), **changes}
+    return {**inputs, **pages, "block_table": np.array([[3, 1], [4, 9]]), "lengths": np.array([5, 3])}
 
 
-def packed(**changes: Any) -> dict[str, Any]:
-    return {**draw(HF, B=1, T=6, S=6), "cu_seqlens_q": np.array([0, 2, 6]), **changes}
+def packed() -> dict[str, Any]:
+    return {**draw(HF, B=1, T=6, S=6), "cu_seqlens_q": np.array([0, 2, 6])}
 
 
 def test_lengths_by_letter() -> None:
@@ -32,79 +32,42 @@ def test_lengths_by_letter() -> None:
     assert check_inputs(HF, paged())["P"] == 5  # a page that is not used may be anything, as the 9 is
 
 
-@pytest.mark.parametrize(
-    ("spec", "changes", "message"),
-    [
-        (HF, {"q": None}, "the inputs lack q .B, H, T, d."),
-        (HF, {"norm_weigth": np.zeros(12)}, "'norm_weigth' is no input of this spec"),
-        (MS, {"norm_wieght": np.zeros(12)}, "did you mean 'norm_weight'"),
-        (HF, {"q": np.zeros((2, 6, 5, 6))}, "as many heads as the output; query_heads counts those of both maps"),
-        (HF, {"q": np.zeros((2, 5, 12, 6))}, r"swapped; .transpose\(0, 2, 1, 3\) puts them right"),
-        (MS, {"v": np.zeros((2, 7, 2, 12))}, "v: got shape .*heads and tokens are swapped"),
-        (
-            HF,
-            {"q": np.zeros((2, 5, 72))},
-            r"side by side in each token; .reshape\(2, 5, 12, 6\).transpose\(0, 2, 1, 3\)",
-        ),
-        (HF, {"q": np.zeros((5, 12, 6))}, r": its layout is \(T, H, d\); .transpose\(1, 0, 2\)\[None\] puts it right"),
-        (V2, {"lambda_logits": np.zeros((2, 6, 5))}, r"its layout is \(B, h, T\); .transpose\(0, 2, 1\) puts it right"),
-        (HF, {"q": np.zeros((2, 12, 5, 12))}, "head_dim is the width of one map's heads"),
-        (HF, {"v": np.zeros((2, 4, 8, 6))}, r"v: got shape \(2, 4, 8, 6\), expected .*S = 7"),
-        (HF, {"key_mask": np.ones((2, 7))}, "key_mask: got dtype float64, expected boolean"),
-        (HF, {"q": np.zeros((2, 12, 5, 6), np.int64)}, "q: got dtype int64, expected float64"),
-        (
-            HF,
-            {"mask": np.zeros((5, 7), np.float32)},
-            r"^mask: got dtype float32, .*; one that is added .* 'bias'$",
-        ),
-        (HF, {"mask": np.ones((3, 5, 7), np.bool_)}, r"mask has shape \(3, 5, 7\), which does not broadcast"),
-        (HF, {"cu_seqlens_k": np.array([0, 7])}, "cu_seqlens_k without cu_seqlens_q"),
-        (HF, {"cu_seqlens_q": np.array([0, 5])}, "cu_seqlens_q is given, so B must be 1: it is 2"),
-        (HF.replace(lambda_form="given"), {"lambda_full": np.zeros(5)}, r"lambda_full: got shape \(5,\)"),
-    ],
-)
-def test_dense(spec: Any, changes: dict[str, Any], message: str) -> None:
-    inputs = {name: x for name, x in {**draw(spec), **changes}.items() if x is not None}
-    with pytest.raises(ValueError, match=message):
-        check_inputs(spec, inputs)
+DENSE, LAYER, PACKED, PAGED = draw(HF), draw(HF, layer=True), packed(), paged()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("spec", "inputs", "changes", "says"),
     [
-        (
-            {"cu_seqlens_q": np.array([0, 4, 2, 6])},
-            r"cu_seqlens_q: got \[0, 4, 2, 6\], expected numbers that go up from 0 to 6",
-        ),
-        ({"cu_seqlens_k": np.array([0, 2, 5])}, "cu_seqlens_k: got .* expected numbers that go up from 0 to 6"),
-        ({"mask": np.ones((6, 6), np.bool_)}, "mask: packed and paged sequences have causal and window alone"),
+        (HF, DENSE, {"q": None}, "the inputs lack q .B, H, T, d."),
+        (HF, DENSE, {"norm_weigth": np.zeros(12)}, "'norm_weigth' is no input of this spec"),
+        (MS, draw(MS), {"norm_wieght": np.zeros(12)}, "did you mean 'norm_weight'"),
+        (HF, DENSE, {"q": np.zeros((2, 6, 5, 6))}, "query_heads counts those of both maps"),
+        (HF, DENSE, {"q": np.zeros((2, 5, 72))}, "side by side in each token; .reshape.2, 5, 12, 6."),
+        (MS, draw(MS), {"v": np.zeros((2, 7, 2, 12))}, "v: got shape .*heads and tokens are swapped"),
+        (V2, draw(V2), {"lambda_logits": np.zeros((2, 6, 5))}, "its layout is .B, h, T.; .transpose.0, 2, 1. puts"),
+        (HF, DENSE, {"q": np.zeros((2, 12, 5, 12))}, "head_dim is the width of one map's heads"),
+        (HF.replace(query_heads=6, key_heads=2), LAYER, {}, "72 is 2 times as much.*head_dim is the width of one"),
+        (HF, DENSE, {"v": np.zeros((2, 4, 8, 6))}, "v: got shape .2, 4, 8, 6., expected .*S = 7"),
+        (HF, DENSE, {"key_mask": np.ones((2, 7))}, "key_mask: got dtype float64, expected boolean"),
+        (HF, DENSE, {"q": np.zeros((2, 12, 5, 6), np.int64)}, "q: got dtype int64, expected float64"),
+        (HF, DENSE, {"mask": np.zeros((5, 7))}, "mask: got dtype float64, .*; one that is added .* 'bias'$"),
+        (HF, DENSE, {"mask": np.ones((3, 5, 7), np.bool_)}, "which does not broadcast"),
+        (HF, DENSE, {"cu_seqlens_k": np.array([0, 7])}, "cu_seqlens_k without cu_seqlens_q"),
+        (HF, DENSE, {"cu_seqlens_q": np.array([0, 5])}, "cu_seqlens_q is given, so B must be 1: it is 2"),
+        (HF.replace(lambda_form="given"), DENSE, {"lambda_q1": None, "lambda_k1": None, "lambda_q2": None,
+                                                  "lambda_k2": None, "lambda_full": np.zeros(5)}, "got shape .5,."),
+        (HF, PACKED, {"cu_seqlens_q": np.array([0, 4, 2, 6])}, "got .0, 4, 2, 6., expected numbers that go up"),
+        (HF, PACKED, {"cu_seqlens_k": np.array([0, 2, 5])}, "cu_seqlens_k: got .* expected numbers that go up from 0"),
+        (HF, PACKED, {"mask": np.ones((6, 6), np.bool_)}, "mask: packed and paged sequences have causal and window"),
+        (HF, PAGED, {"lengths": np.array([5, 7])}, r"lengths\[1\] is 7, but the table has room for 6 keys"),
+        (HF, PAGED, {"lengths": np.array([5, 4])}, r"block_table\[1\] uses the pages \[4, 9\], but there are 5"),
+        (HF, PAGED, {"key_mask": np.ones((2, 6), np.bool_)}, "key_mask: paged keys have lengths instead"),
+        (HF, PAGED, {"cu_seqlens_k": np.array([0, 5])}, "'cu_seqlens_k' is no input of this spec"),
     ],
-)
-def test_packed(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_inputs(HF, packed(**changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lengths": np.array([5, 7])}, r"lengths\[1\] is 7, but the table has room for 6 keys"),
-        ({"lengths": np.array([5, 4])}, r"block_table\[1\] uses the pages \[4, 9\], but there are 5"),
-        ({"key_mask": np.ones((2, 6), np.bool_)}, "key_mask: paged keys have lengths instead"),
-        ({"cu_seqlens_k": np.array([0, 5])}, "'cu_seqlens_k' is no input of this spec"),
-    ],
-)
-def test_paged(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_inputs(HF, paged(**changes))
-
-
-def test_heads_and_their_size_both_halved() -> None:
-    """As many weights as a plain Transformer's, with a spec of half as many heads of half the size."""
-    inputs = draw(HF, layer=True)
-    halved = HF.replace(query_heads=6, key_heads=2, head_dim=6)
-    with pytest.raises(ValueError, match=r"72 is 2 times as much.*head_dim is the width of one"):
-        check_inputs(halved, inputs)
+)  # fmt: skip
+def test_inputs_that_do_not_fit(spec: Any, inputs: dict[str, Any], changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_inputs(spec, {name: x for name, x in {**inputs, **changes}.items() if x is not None})
 
 
 def test_not_an_array() -> None:

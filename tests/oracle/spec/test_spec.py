@@ -35,32 +35,6 @@ def test_can_be_written_down_and_read_again(name: str) -> None:
     assert hash(spec) == hash(small(name))
 
 
-def test_an_unknown_preset_names_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match=r"no preset is called 'diff_v3', did you mean 'diff_v2'\? there are hf_diff"):
-        Spec.preset("diff_v3", query_heads=4, key_heads=4, head_dim=8)
-    with pytest.raises(ValueError, match="called 'paper'; the preset of that variant is 'ms_v1'; there are hf_"):
-        Spec.preset("paper", query_heads=4, key_heads=4, head_dim=8)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"windw": 3}, "'windw' is no field of a Spec, did you mean 'window'.$"),
-        ({"xyz": 3}, "'xyz' is no field of a Spec: there are preset"),
-        ({"preset": "hf_difllama"}, "no preset is called 'hf_difllama', did you mean 'hf_diffllama'"),
-        ({"preset": ["timm"]}, "no preset is called .'timm'.*there are"),
-    ],
-)
-def test_of_what_is_no_spec(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Spec.of({**DIMS, **fields})
-
-
-def test_missing_dimensions_are_named() -> None:
-    with pytest.raises(ValueError, match="the spec lacks query_heads, head_dim: whole numbers of 1 or more"):
-        Spec.of({"preset": "timm", "key_heads": 4})
-
-
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_word_that_is_none(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: got 'no', expected one of {CHOICES[name][0]!r}"):
@@ -68,50 +42,48 @@ def test_a_word_that_is_none(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "says"),
     [
+        ({"windw": 3}, "'windw' is no field of a Spec, did you mean 'window'.$"),
+        ({"xyz": 3}, "'xyz' is no field of a Spec: there are preset"),
+        ({"preset": "hf_difllama"}, "no preset is called 'hf_difllama', did you mean 'hf_diffllama'"),
+        ({"preset": "paper"}, "called 'paper'; the preset of that variant is 'ms_v1'; there are hf_"),
+        ({"preset": ["timm"]}, "no preset is called .'timm'.*there are"),
+        ({"preset": "timm"}, "query_heads is 12 and key_heads 4, but timm has no grouped queries: .*'ms_v1'"),
+        ({"query_heads": None, "head_dim": None}, "the spec lacks query_heads, head_dim: whole numbers of 1 or more"),
         ({"query_heads": 0}, "query_heads: got 0, expected a whole number of 1 or more"),
-        ({"layer": -1}, "layer: got -1, expected a whole number, counted from 0"),
-        ({"scale": 0.0}, "scale: got 0.0, expected a number above 0, or None"),
+        ({"layer": -1}, "layer: got -1"),
+        ({"scale": 0.0}, "scale: got 0.0"),
         ({"layer": "3"}, "layer: got '3', expected a whole number, counted from 0; leave the quotes out"),
-        ({"window": 2.5}, "window: got 2.5, expected a whole number of keys, 0 or more, or None"),
-        ({"norm_weight": "yes"}, "norm_weight: got 'yes', expected True or False"),
-        ({"lambda_base": "constant", "lambda_init": float("nan")}, "lambda_init: got nan, expected a finite number"),
+        ({"window": 2.5}, "window: got 2.5"),
+        ({"norm_weight": "yes"}, "norm_weight: got 'yes'"),
+        ({"lambda_base": "constant", "lambda_init": float("nan")}, "lambda_init: got nan"),
         ({"lambda_init": 0.5}, "lambda_base is 'depth' and lambda_init 0.5"),
         ({"query_heads": 5, "ratio": 1}, r"query_heads: got 5, expected a multiple of 2 \(both maps are counted\)"),
         ({"key_heads": 3}, "key_heads is 3, .*must be even .with keys='shared'"),
-        (
-            {"key_heads": 8},
-            "12 query heads are 6 pairs, which 4 pairs of keys cannot share evenly: pairs would straddle groups",
-        ),
-        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: got 1.5, expected a number above 0, at most 1"),
-        ({"partial_rotary_factor": 0.3}, "partial_rotary_factor is 0.3, which rotates no pair of the 6 dimensions"),
-        ({"rope_parameters": 3}, "rope_parameters: got 3, expected a mapping, such as"),
+        ({"key_heads": 8}, "12 query heads are 6 pairs, which 4 pairs of keys cannot share evenly"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: got 1.5"),
+        ({"partial_rotary_factor": 0.3}, "rotates no pair of the 6 dimensions"),
+        ({"rope_parameters": 3}, "rope_parameters: got 3"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic', whose frequencies depend on the length"),
-        ({"rope_parameters": {"rope_theta": 3.0}}, "rope_parameters has rope_theta, which is a field of the spec"),
-        ({"rope_parameters": {"frequencies": [1.0]}}, "rope_parameters has 1 frequencies, but must have 3, one for"),
-        ({"rope_parameters": {"frequencies": [1.0, 2.0, 3.0], "factor": 2}}, "and beside them factor, but must have 3"),
+        ({"rope_parameters": {"rope_theta": 3.0}}, "rope_theta, which is a field of the spec"),
+        ({"rope_parameters": {"frequencies": [1.0]}}, "has 1 frequencies, but must have 3"),
+        ({"rope_parameters": {"frequencies": [1.0, 2.0, 3.0], "factor": 2}}, "and beside them factor"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' needs the parameter"),
         ({"head_dim": 5}, "head_dim is 5, but RoPE rotates dimensions in pairs"),
         ({"norm": "none", "norm_weight": True}, "norm_weight is True, but there is no norm"),
         ({"qk_norm_weight": True}, "qk_norm_weight is True, but there is no norm of q and k"),
-        ({"qk_norm_eps": 0.0}, "qk_norm_eps: got 0.0, expected a number above 0"),
+        ({"qk_norm_eps": 0.0}, "qk_norm_eps: got 0.0"),
         ({"values": "single", "head_dim": 3, "rope": "none", "norm_over": "half_head"}, "a head is 3 wide"),
-        (
-            {"keys": "shared", "key_heads": 3, "pairing": "interleaved"},
-            "values are 'halves', but shared keys have one value head",
-        ),
-        (
-            {"keys": "shared", "key_heads": 3, "values": "single"},
-            "keys are shared, and pairing is 'halves'.*diff-attn-v2",
-        ),
+        ({"keys": "shared", "key_heads": 3, "pairing": "interleaved"}, "shared keys have one value head"),
+        ({"keys": "shared", "key_heads": 3, "values": "single"}, "pairing is 'halves'.*diff-attn-v2"),
         ({"ratio": 2, "gqa": "repeat_then_pair"}, "ratio is 2: gqa must be 'pair_then_group'"),
         ({"gqa": "repeat_then_pair", "group_order": "tiled"}, "gqa is 'repeat_then_pair': keys must be 'own'"),
     ],
 )
-def test_impossible(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Spec(**{**DIMS, **fields})
+def test_impossible(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Spec.of({name: x for name, x in {**DIMS, **fields}.items() if x is not None})
 
 
 FILES = {
@@ -148,10 +120,6 @@ def test_equals_the_files_of_unilm(name: str, size: str) -> None:
         assert np.abs(out - expected).max() <= unilm.SAME * np.abs(expected).max()
 
 
-def test_timm_has_no_grouped_queries() -> None:
-    with pytest.raises(
-        ValueError, match=r"query_heads is 8 and key_heads 4, but timm has no grouped queries: .*'ms_v1'"
-    ):
-        Spec.preset("timm", query_heads=8, key_heads=4, head_dim=6)
-    grouped = Spec.preset("ms_v1", query_heads=8, key_heads=8, head_dim=6, rope="none", causal="none")
-    assert grouped == Spec.preset("timm", query_heads=8, key_heads=8, head_dim=6)
+def test_timm_is_ms_v1_without_rope_and_mask() -> None:
+    dims = {"query_heads": 8, "key_heads": 8, "head_dim": 6}
+    assert Spec.preset("ms_v1", **dims, rope="none", causal="none") == Spec.preset("timm", **dims)
