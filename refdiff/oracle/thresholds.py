@@ -17,9 +17,7 @@ class RowLimits:
     row: float = 4.0  # of 27,000 correct runs two reached 3.1 and 3.5, with torch and JAX
     noisy_row: float = 5.25  # for rows under E_r / `noise`; the largest of 35,000 checks was 5.05, of transformers
     bulk: float = 1.3  # the largest of 3,110 checks of correct kernels was 1.10
-    element: float = 3.0  # the largest of these was 1.09
-    slope: float = 6.0  # the largest of these was 0.25 of its limit; a slope is judged by `factor` too
-    factor: float = 6.0  # spreads: 3.3 in 9,168 tensors of held-out orders, 4.8 in those of torch and JAX
+    slope: float = 4.0  # times that of orders; the largest of 3,296 checks was 0.45 of its limit
     noise: float = 0.25  # of a row: with a larger E_r it passes with an error as large as itself
     share: float = 0.05  # of rows that may be uncertain: 19 of 882 outputs have more; 13 with twice the share
 
@@ -60,7 +58,7 @@ class LostTokenLimits:
 class TraceLimits:
     """The limits of a point of a trace, and of what is said of it (`refdiff.oracle.divergence`)."""
 
-    rows: RowLimits = RowLimits(bulk=4.0, element=6.0)  # eager runs round more; one activation may be a thousandfold
+    rows: RowLimits = RowLimits(bulk=4.0, slope=6.0)  # eager runs round more; one activation may be a thousandfold
     floor: float = 0.4  # u of a row: about one rounding
     few_numbers: float = 4.0  # floor² grows by few_numbers / n: the mean square of few numbers varies more
     least_unit: float = 2.0**-50  # expected values are float64: a difference of 0 has errors of its terms
@@ -77,7 +75,7 @@ class Thresholds:
     """The constants of acceptance and diagnosis, and those of fits, lost tokens and traces."""
 
     limits: RowLimits = RowLimits()
-    wrong_limits: RowLimits = RowLimits(row=4.5, noisy_row=5.75, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
+    wrong_limits: RowLimits = RowLimits(row=4.5, noisy_row=5.75, bulk=2.0, slope=8.0)
     """Looser limits for naming a mistake: in which order a wrong kernel rounds, and where, is unknown."""
     fits: FitLimits = FitLimits()
     lost_tokens: LostTokenLimits = LostTokenLimits()
@@ -88,9 +86,6 @@ class Thresholds:
     compute_floor: float = 1.0  # u₃₂: one float32 operation, whose sign equal rows share
     storage_slope: float = 0.02  # u: the roundings of some thousand stored numbers average to this
     compute_slope: float = 4.0  # u₃₂: mean + ε, root, quotient and scale come after the sums of a row
-    flushed_share: float = 1e-3  # of a row's largest number: what becomes 0 changes the row's factor by no more
-    element_rows: float = 6.0  # E_r of its row by which one number may differ
-    element_units: float = 2.0  # u |y|, for storing it
     order_scatter: int = 1  # standard deviations over orders added to an error that one number decides
     narrow_order_scatter: int = 2  # with one, sums in 16 bits had 4.03 E_r in a held-out bfloat16 order
     lse_scores: float = 1.5  # errors of a row's score in all orders; the largest of 50,000 rows was 0.99

@@ -12,19 +12,14 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.backends.numpy.thread_pool import BLAS
-from refdiff.oracle.budget.statistics import (
-    RowBudget,
-    common_factor,
-    errors_of_runs,
-    row_floor,
-)
+from refdiff.oracle.budget.statistics import RowBudget, errors_of_runs, largest_slope, row_floor
 from refdiff.oracle.inputs import DATA, VECTORS, axes_of, is_layer
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import NARROW, U32, root_mean_square, round_to, ulp
-from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, scatter_allowance, score_errors
+from refdiff.oracle.rounding.ensemble import quantise, run_members, scatter_allowance, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.row_estimate import (
@@ -40,7 +35,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, padded_queries
-from refdiff.oracle.truth.forward import has_plain_norm, project
+from refdiff.oracle.truth.forward import project
 from refdiff.oracle.verdict.judge import judge
 from refdiff.oracle.verdict.verdict import Verdict
 
@@ -183,7 +178,7 @@ def budget(
         if of in (*DATA, "x_past", "gate_logits") or of.endswith("_proj.weight"):
             factor = exact.get({"q": "k", "k": "q"}.get(of, ""))
             flushed_times = 0.0 if factor is None else float(np.max(np.abs(factor), initial=0.0))
-            tensors[name] = _row_budget(name, y, found, recipe, _row_axes(name, exact), None, flushed_times)
+            tensors[name] = _row_budget(name, y, found, recipe, _row_axes(name, exact), flushed_times)
         else:
             off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in found], axis=0)
             sums[name] = (y, THRESHOLDS.sum_members * off + THRESHOLDS.sum_ulps * ulp(y, recipe.storage))
@@ -199,8 +194,7 @@ def _out_budget(
     spec: Spec, inputs: Inputs, recipe: Recipe, y: Numpy, runs: list[Numpy], known: Numpy | None
 ) -> RowBudget:
     """Return the budget of an output: of a core with E_r of at least `least_errors`, by the estimates `known`."""
-    divisor = None if is_layer(inputs) else _norm_weight(spec, inputs)
-    found = _row_budget("out", y, runs, recipe, _row_axes("out", inputs), divisor)
+    found = _row_budget("out", y, runs, recipe, _row_axes("out", inputs))
     if is_layer(inputs) or spec.padded_queries != "computed":
         return found
     known = known_errors(spec, inputs, recipe, found.rows) if known is None else known
@@ -225,44 +219,28 @@ def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) ->
     found = replace(
         sampled,
         expected=y,
-        rows=np.maximum(rows, _floor(y, recipe)[0]),
+        rows=np.maximum(rows, _floor(y, recipe)),
         doubtful=fill_sample(np.zeros(rows.shape, dtype=np.bool_), queries, sampled.doubtful),
-        factor=sampled.factor and sampled.factor.expand(queries, y.shape[2]),
         sampled=queries,
     )
     return Budget(spec, inputs, recipe, members, {"out": found}, estimate=estimate)
 
 
-def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:
-    """Return the weight of the norm that makes the rows of a core's output; None without a norm, or if it has zeros."""
-    if not has_plain_norm(spec) or spec.gate != "none":
-        return None
-    weight = inputs.get("norm_weight", 1.0)
-    return weight if np.all(weight) else None
-
-
 def _row_budget(
-    name: str,
-    y: Numpy,
-    runs: list[Numpy],
-    recipe: Recipe,
-    axes: str,
-    divisor: Numpy | float | None = None,
-    flushed_times: float = 0.0,
+    name: str, y: Numpy, runs: list[Numpy], recipe: Recipe, axes: str, flushed_times: float = 0.0
 ) -> RowBudget:
-    floor, lost_below = _floor(y, recipe, flushed_times)
-    errors, largest_slope, doubtful = errors_of_runs(y, runs)
-    rows = np.maximum(floor, np.max(errors, axis=0))
+    errors, doubtful = errors_of_runs(y, runs)
+    largest = np.max(errors, axis=0)
     if name != "out":
         # the error of one number, ⟨dout, out⟩, affects a whole row of a gradient
-        rows = np.maximum(rows, np.max(errors, axis=0) + scatter_allowance(recipe) * np.std(errors, axis=0))
+        largest = largest + scatter_allowance(recipe) * np.std(errors, axis=0)
+    rows = np.maximum(_floor(y, recipe, flushed_times), largest)
     relative = "row" if name == "out" else "tensor"
-    factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below, rounding_groups(len(runs)))
-    return RowBudget(y, rows, largest_slope, recipe.storage, axes, doubtful, relative, factor)
+    return RowBudget(y, rows, largest_slope(y, runs, rows), recipe.storage, axes, doubtful, relative)
 
 
-def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> tuple[Numpy, float]:
-    """Return the least E_r of each row, and the size below which a number may become 0.
+def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> Numpy:
+    """Return the least E_r of each row.
 
     Args:
         flushed_times: the largest factor of the gradients of scores in a sum, such as that of a key in dq.
@@ -273,4 +251,4 @@ def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> tuple[Numpy,
     # the size of the largest row, and the gradients of scores, times what they are multiplied by
     flushed = SMALLEST_NORMAL * max(1.0, size.size * max(float(np.max(size, initial=0.0)), flushed_times))
     lost_below = max(recipe.type_at("storage").tiny, flushed)
-    return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
+    return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0)

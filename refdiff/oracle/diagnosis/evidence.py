@@ -12,8 +12,8 @@ from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import (
     LIMITS,
     RowBudget,
-    common_factor,
     errors_of_runs,
+    largest_slope,
     root_mean_square,
     row_floor,
     safe_ratio,
@@ -25,7 +25,7 @@ from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.kernel import Tensors, compute, select_rows
-from refdiff.oracle.rounding import FORMATS, rounds_to_finite
+from refdiff.oracle.rounding import rounds_to_finite
 from refdiff.oracle.rounding.ensemble import run_orders, scatter_allowance
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.thresholds import THRESHOLDS, RowLimits
@@ -88,7 +88,7 @@ class Case:
         if self.right is not None and self.right.fits:  # only statistics of the whole tensor fail: keep their limits
             self.coarse = self.fine = self.whole
             self.right = self.judge(())
-            self.limits = replace(WRONG_LIMITS, slope=LIMITS.slope, factor=LIMITS.factor)
+            self.limits = replace(WRONG_LIMITS, slope=LIMITS.slope)
 
     def _add(self, name: str, y: Numpy) -> None:
         if name in self.budget.tensors:
@@ -258,16 +258,11 @@ class Case:
 
     def _row_budget(self, name: str, g: Numpy, runs: list[Numpy]) -> RowBudget:
         floor = row_floor(root_mean_square(np.where(np.isfinite(g), g, 0.0)), self.recipe)
-        errors, slope, doubtful = errors_of_runs(g, runs)
+        errors, doubtful = errors_of_runs(g, runs)
         scatter = 0 if name == "out" else scatter_allowance(self.recipe)
         rows = np.maximum(floor, np.max(errors, axis=0) + scatter * np.std(errors, axis=0))
-        factor = self.budget.tensors[name].factor
-        if factor is not None:
-            tiny = FORMATS[self.recipe.storage].tiny
-            factor = common_factor(g, runs, ~doubtful, self.recipe.storage, factor.divisor, tiny)
-        return RowBudget(
-            g, rows, slope, self.recipe.storage, AXES[rows.ndim], doubtful, factor=factor, limits=self.limits
-        )
+        slope = largest_slope(g, runs, rows)
+        return RowBudget(g, rows, slope, self.recipe.storage, AXES[rows.ndim], doubtful, limits=self.limits)
 
     def _fits_everywhere(self, edits: Edits, sampled: Tensors) -> bool:
         """Whether no row contradicts a hypothesis, by E_row scaled as in the worst row of the sample."""

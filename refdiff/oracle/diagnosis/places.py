@@ -10,13 +10,12 @@ from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import (
     LIMITS,
     RowBudget,
-    element_allowance,
     errors,
     kind_mismatch,
     root_mean_square,
     safe_ratio,
-    slope,
     statistics,
+    weighted_slope,
 )
 from refdiff.oracle.diagnosis.region_format import (
     Box,
@@ -48,16 +47,14 @@ class ErrorPlaces:
 
 @dataclass(frozen=True)
 class Place:
-    """Some rows, or columns of them.
+    """Some rows.
 
     rows, counted: the rows, and those that a wrong kernel could have got wrong, as masks.
-    columns: the columns, if not all.
     """
 
     rows: Numpy
     counted: Numpy
     axes: tuple[str, ...]
-    columns: Numpy | None = None
 
     @property
     def box(self) -> Box | None:
@@ -66,21 +63,15 @@ class Place:
 
     @property
     def is_shaped(self) -> bool:
-        """Whether it is columns, or rows whose indices have a pattern on each axis."""
+        """Whether the rows have indices with a pattern on each axis."""
         box = self.box
         part = {} if box is None else split_box(box, self.counted, self.axes)
-        patterns = [format_indices(axis, *some) for axis, some in part.items()]
-        return self.columns is not None or (box is not None and None not in patterns)
+        return box is not None and None not in [format_indices(axis, *some) for axis, some in part.items()]
 
     @property
     def text(self) -> str:
         """The place in words; "" if it is everywhere."""
-        text = format_rows(self.rows, self.counted, self.axes)
-        if self.columns is None:
-            return text
-        where = np.flatnonzero(self.columns)
-        word = format_indices("column", where, np.arange(len(self.columns)))
-        return f"{word or f'{len(where)} of {len(self.columns)} columns'} of {text or 'every row'}"
+        return format_rows(self.rows, self.counted, self.axes)
 
 
 def locate_errors(actual: Numpy, budget: Budget, name: str = "out", *, right_lse: bool = False) -> ErrorPlaces:
@@ -96,7 +87,7 @@ def locate_errors(actual: Numpy, budget: Budget, name: str = "out", *, right_lse
     rest = np.where(other, stored, actual)
     place = _find_place(rest, b)
     more = _describe_finite(rest, stored, b, place, "besides, it is" if lines else "it is", right_lse=right_lse)
-    wrong = int(_row_errors(rest, b)[0].sum())
+    wrong = int((_row_ratios(rest, b) > LIMITS.row).sum())
     if lines and not more:
         more = [f"besides, {wrong} of {b.rows.size} rows are wrong" if wrong else REST_IN_BUDGET]
     local = place.is_shaped if place is not None else bool(lines) and not wrong
@@ -120,51 +111,30 @@ def _describe_finite(
     return lines
 
 
-def _row_errors(actual: Numpy, b: RowBudget) -> tuple[Numpy, Numpy, Numpy]:
-    """Return the rows that fail on their own, and the error over the budget of each row and of each number."""
-    error = np.abs(errors(actual, b))
-    ratio = safe_ratio(root_mean_square(error), b.rows)
-    y = np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))
-    numbers = safe_ratio(error, element_allowance(b, b.rows, y))
-    return (ratio > LIMITS.row) | np.any(numbers > LIMITS.element, axis=-1), ratio, numbers
+def _row_ratios(actual: Numpy, b: RowBudget) -> Numpy:
+    """Return the error of each row over its budget; a row above `LIMITS.row` fails on its own."""
+    return safe_ratio(root_mean_square(errors(actual, b)), b.rows)
 
 
 def _find_place(actual: Numpy, b: RowBudget) -> Place | None:
     """Return the place outside of which the output is correct; None if it is most of the output."""
-    wrong, ratio, numbers = _row_errors(actual, b)
+    ratio = _row_ratios(actual, b)
+    wrong = ratio > LIMITS.row
     if not wrong.any():
         return None
     # in other rows, as in dq of a query with one key, zeros would pass, and so does any factor
     nonzero = root_mean_square(np.where(np.isfinite(b.expected), b.expected, 0.0)) > LIMITS.row * b.rows
-    counted, axes = nonzero | wrong, tuple(b.axes.split())
-    columns = _find_columns(wrong, numbers)
-    if columns is not None:
-        rest, rest_of_numbers = _ratios_without(actual, b, wrong, columns)
-        if _is_within_limits(rest[counted]) and np.max(numbers) >= THRESHOLDS.place_contrast * np.max(rest_of_numbers):
-            return Place(wrong, counted, axes, columns)
-    place = Place(wrong, counted, axes)
+    counted = nonzero | wrong
+    place = Place(wrong, counted, tuple(b.axes.split()))
     stretches = np.count_nonzero(wrong[..., :1]) + np.count_nonzero(wrong[..., 1:] & ~wrong[..., :-1])
     few = wrong.sum() <= THRESHOLDS.local_share * counted.sum()
     few = few and (place.is_shaped or stretches <= THRESHOLDS.max_places)
-    rest, _ = _ratios_without(actual, b, wrong, np.ones(numbers.shape[-1], dtype=np.bool_))
-    rest = rest[counted & ~wrong]
+    within = all(s.holds for s in statistics(np.where(wrong[..., None], b.expected, actual), b))
+    rest = ratio[counted & ~wrong]
     # scattered rows may be the peaks of an error that is everywhere: each must stand out
     size = root_mean_square(ratio[wrong][None])[0] if place.is_shaped else np.min(ratio[wrong])
     stands_out = size >= THRESHOLDS.place_contrast * np.max(rest, initial=0.0)
-    return place if few and stands_out and _is_within_limits(rest) else None
-
-
-def _ratios_without(actual: Numpy, b: RowBudget, wrong: Numpy, columns: Numpy) -> tuple[Numpy, Numpy]:
-    """Return the error ratios of rows and of numbers after `columns` of the wrong rows are set to the truth.
-
-    The rows' ratios are ∞ if the output fails a statistic even then.
-    """
-    rest = np.where(wrong[..., None] & columns, b.expected, actual)
-    _, ratio, numbers = _row_errors(rest, b)
-    if not all(s.holds for s in statistics(rest, b)):
-        return np.full_like(ratio, np.inf), numbers
-    left = 1 - columns.mean()  # root mean square over the columns that are left
-    return np.where(wrong & (left > 0), ratio / np.sqrt(left or 1), ratio), numbers
+    return place if few and stands_out and within and _is_within_limits(rest) else None
 
 
 def _is_within_limits(ratio: Numpy) -> bool:
@@ -173,33 +143,11 @@ def _is_within_limits(ratio: Numpy) -> bool:
     return ratio.size > 0 and float(ratio.max()) <= LIMITS.row and float(root_mean_square(ratio[None])[0]) <= bulk
 
 
-def _find_columns(wrong: Numpy, numbers: Numpy) -> Numpy | None:
-    """Return the columns in which the wrong rows have wrong numbers; None if they are none or most."""
-    off = np.any(numbers[wrong] > LIMITS.element, axis=0)
-    where = np.flatnonzero(off)
-    if not len(where):
-        return None
-    stretch = slice(int(where[0]), int(where[-1]) + 1)
-    if len(where) >= THRESHOLDS.filled_share * (stretch.stop - stretch.start):
-        off[stretch] = True  # some numbers of a wrong column may be correct by chance
-    return off if off.sum() <= THRESHOLDS.local_share * len(off) else None
-
-
 def _find_zeros(actual: Numpy, stored: Numpy, b: RowBudget) -> Place | None:
-    """Return the rows that are exactly zero and should not be, or else a range of such columns; None without any."""
-    zero, here, axes = actual == 0, np.any(stored != 0, axis=-1), tuple(b.axes.split())
-    whole = np.all(zero, axis=-1) & here
-    if whole.any():
-        return Place(whole, here, axes)
-    lost = zero & (_row_errors(actual, b)[2] > LIMITS.element)
-    some = lost.sum(axis=-1) >= 2
-    if not some.any():
-        return None
-    columns = lost[some].mean(axis=0) >= THRESHOLDS.filled_share
-    where = np.flatnonzero(columns)
-    # single numbers may be zero by chance
-    many = len(where) >= 2 and len(where) * some.sum() >= (2 if columns[-1] else THRESHOLDS.min_block)
-    return Place(some, here, axes, columns) if many and where[-1] - where[0] + 1 == len(where) else None
+    """Return the rows that are exactly zero and should not be; None without any."""
+    here = np.any(stored != 0, axis=-1)
+    zero = np.all(actual == 0, axis=-1) & here
+    return Place(zero, here, tuple(b.axes.split())) if zero.any() else None
 
 
 def _describe_nonfinite(actual: Numpy, stored: Numpy, other: Numpy, b: RowBudget) -> list[str]:
@@ -210,8 +158,7 @@ def _describe_nonfinite(actual: Numpy, stored: Numpy, other: Numpy, b: RowBudget
         if not mask.any():
             continue
         some = np.any(mask, axis=-1)
-        columns = np.any(mask[some], axis=0)
-        place = Place(some, every, axes, None if columns.all() else columns).text or "all rows"
+        place = Place(some, every, axes).text or "all rows"
         found, truth, why = _describe_kind(actual[mask]), _describe_kind(stored[mask]), ""
         if not np.any(stored[some]):
             why = ", zero: these rows may see no key"
@@ -228,11 +175,6 @@ def _describe_kind(x: Numpy) -> str:
 
 def _guess_cause(place: Place, right_lse: bool) -> str:
     """Name the usual cause of an error in a place of this shape; "" if there is none."""
-    if place.columns is not None:
-        where = np.flatnonzero(place.columns)
-        if len(where) > 1 and place.columns[-1]:
-            return "it looks like a last, partial block of columns"
-        return "it looks like a block of columns" if len(where) >= THRESHOLDS.min_block else ""
     part = split_box(place.box, place.counted, place.axes) if place.box is not None and place.is_shaped else {}
     if "t" in part:
         return _guess_token_cause(*part["t"], alone=len(part) == 1, right_lse=right_lse)
@@ -266,9 +208,7 @@ def _guess_token_cause(found: Numpy, whole: Numpy, *, alone: bool, right_lse: bo
 def _describe_factor(actual: Numpy, b: RowBudget, place: Place) -> str:
     """Say by which single factor the numbers of a place differ from the truth; "" if there is none."""
     x, y, off = actual[place.rows], b.expected[place.rows], b.rows[place.rows]
-    if place.columns is not None:
-        x, y = x[:, place.columns], y[:, place.columns]
-    factor = slope(x, y) if x.size > 1 else 0.0
+    factor = weighted_slope(x, y, off) if x.size > 1 else 0.0
     if not factor or abs(factor - 1) < THRESHOLDS.same_factor:
         return ""
     error = safe_ratio(root_mean_square(x - factor * y), off * max(1.0, abs(factor)))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import LIMITS, factor_limit, slope_limit, uncertain_share
+from refdiff.oracle.budget.statistics import LIMITS, slope_limit, uncertain_share
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.verdict.verdict import PASS
 
 Numpy = np.ndarray[Any, Any]
-LIMIT_NAMES = ("u", "row", "bulk", "element", "slope", "factor", "half", "certain")
+LIMIT_NAMES = ("row", "bulk", "slope", "certain")
 """The numbers of a judged tensor; the guide says how they judge it."""
 
 
@@ -55,7 +55,7 @@ class Vector:
 @np.errstate(over="ignore", invalid="ignore")
 def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, float]:
     """Add the arrays of one judged tensor to `arrays`; return its limits."""
-    limits = {**dict.fromkeys(LIMIT_NAMES, 0.0), "u": found.recipe.u, "row": 1.0}
+    limits = {**dict.fromkeys(LIMIT_NAMES, 0.0), "row": 1.0}
     padded = found.padded(name)
     if (tensor := found.tensors.get(name)) is None:
         expected, allowed = found.absolute(name)
@@ -63,13 +63,7 @@ def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> di
     else:
         expected, allowed = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
         padded = None if padded is None else padded[..., 0]
-        weights = 0.0 if tensor.factor is None else tensor.factor.weights
-        divisor = None if tensor.factor is None else tensor.factor.divisor
-        arrays[f"weights.{name}"] = np.broadcast_to(weights, allowed.shape).astype(np.float32)
-        each = np.broadcast_to(1.0 if divisor is None else divisor, expected.shape[-1:])
-        arrays[f"divisor.{name}"] = each.astype(np.float32)
-        limits |= {"u": tensor.u, "row": LIMITS.row, "bulk": LIMITS.bulk, "element": LIMITS.element}
-        limits |= {"slope": slope_limit(tensor), "factor": factor_limit(tensor), "half": (divisor is not None) / 2}
+        limits |= {"row": LIMITS.row, "bulk": LIMITS.bulk, "slope": slope_limit(tensor)}
         limits["certain"] = uncertain_share(tensor) <= LIMITS.share
     allowed = np.where(False if padded is None else padded, np.inf, allowed)
     arrays[f"budget.{name}"] = np.broadcast_to(allowed, expected.shape[: allowed.ndim]).astype(np.float32)

@@ -88,12 +88,6 @@ def run_members(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: 
     return run_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
 
 
-def rounding_groups(runs: int) -> list[int]:
-    """Return a label for each run of `run_members`: −1 for orders of `MEMBERS` that store every result, else unique."""
-    orders = (*DRAWS, *MEMBERS)[:runs]
-    return [-1 if order.stored and not order.noise else n for n, order in enumerate(orders)]
-
-
 def run_orders(work: Callable[[Order], Run], orders: Sequence[Order], inputs: Inputs) -> list[Run]:
     """Return `work(order)` for every order: one after another, or for larger inputs in threads."""
     if not MIN_PARALLEL_SCORES <= _count_scores(inputs) <= MAX_PARALLEL_SCORES:

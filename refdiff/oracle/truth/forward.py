@@ -95,11 +95,6 @@ def _heads(spec: Spec, inputs: Inputs, ops: Ops, attend: Attend | None) -> Numpy
     return differences(spec, attention_operands(spec, inputs, ops), ops, attend)
 
 
-def has_plain_norm(spec: Spec) -> bool:
-    """Whether the norm is RMSNorm of each head, without a bias and without weights per head."""
-    return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
-
-
 def differences(spec: Spec, s: AttentionOperands, ops: Ops, attend: Attend | None = None) -> Numpy:
     """Compute the heads before the norm, A₁ V − λ A₂ V: (B, h, T, e).
 

@@ -12,7 +12,6 @@ from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import (
     RowBudget,
     Statistic,
-    element_allowance,
     errors,
     largest,
     root_mean_square,
@@ -37,9 +36,7 @@ if TYPE_CHECKING:
 
 DESCRIPTIONS = {
     "bulk": "all rows together",
-    "element": "one number is wrong",
     "slope": "the rows as a whole are too large or too small",
-    "factor": "the rows as a whole are too large or too small",
 }
 
 
@@ -79,7 +76,7 @@ def _judge_unscaled(
 
     In JAX and MLX the product of a Python number and a 16-bit array rounds the number; in torch it does not. The
     rounding scales a whole tensor, so the tensor is judged divided by it: no limit becomes looser. It must explain at
-    least half of every statistic of a common factor that failed.
+    least half of a slope that failed.
     """
     recipe, scale = budget.recipe, budget.spec.out_scale
     if recipe.o in (None, "float32") or "lambda_init" not in scale:
@@ -93,8 +90,8 @@ def _judge_unscaled(
             continue
         after = _judge_tensor(budget, name, arrays[name].astype(np.float64) / ratio)
         left = {s.name: THRESHOLDS.better_ratio * s.value for s in after.statistics}
-        factors = [s for s in before.statistics if s.name in ("slope", "factor") and not s.holds]
-        if after.status != FAIL and all(left[s.name] <= s.value for s in factors):
+        slopes = [s for s in before.statistics if s.name == "slope" and not s.holds]
+        if after.status != FAIL and all(left[s.name] <= s.value for s in slopes):
             found[name] = after
     return found
 
@@ -134,10 +131,9 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
     if broken:
         off = errors(actual, budget)
         wrong = root_mean_square(off) > row_allowance(budget)
-        # a few wrong rows explain what is wrong with all rows together; a slope explains the factor
+        # a few wrong rows explain what is wrong with all rows together
         local = "row" in broken and np.mean(wrong) < THRESHOLDS.local_share
-        hidden = {"bulk", "slope", "factor"} if local else {"factor"} if "slope" in broken else set()
-        shown = [s for s in broken.values() if s.name not in hidden]
+        shown = [s for s in broken.values() if not (local and s.name in ("bulk", "slope"))]
         reasons = [_reason(s, actual, off, budget, wrong) for s in shown]
     share, notes = uncertain_share(budget), []
     if share > budget.limits.share:
@@ -215,14 +211,7 @@ def _reason(s: Statistic, actual: Numpy, off: Numpy, budget: RowBudget, wrong: N
         error, size = (float(root_mean_square(x[s.at][None])[0]) for x in (off, budget.expected))
         where = f"row {place(budget.axes, s.at)} is off by {error:.3g} rms, allowed {error * s.limit / s.value:.3g}"
         return f"row: {_count_wrong_rows(wrong, budget.axes)}; {where}, of a row of {size:.3g}"
-    description = "the worst number" if s.name == "element" and np.any(wrong) else DESCRIPTIONS[s.name]
-    text = f"{s.name}: {description}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
-    if s.at is None:
-        return text
-    row = s.at[:-1]
-    allowed = s.limit * float(element_allowance(budget, budget.rows[row], np.abs(budget.expected[row]))[s.at[-1]])
-    mine, right = _format_distinct(float(actual[s.at]), float(budget.expected[s.at]))
-    return f"{text}; at {place(budget.axes, s.at)} it is {mine}, the truth {right} ± {allowed:.2g}"
+    return f"{s.name}: {DESCRIPTIONS[s.name]}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
 
 
 def _format_distinct(actual: float, expected: float) -> tuple[str, str]:

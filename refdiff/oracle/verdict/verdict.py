@@ -52,14 +52,12 @@ class Verdict:
 
     When it is printed, each tensor has what is wrong in words, then value/limit pairs; a value above its limit fails. A
     row is the last axis, at one index of the other axes. e_r is the root mean square error of row r, and E_r the
-    measured rounding error of correct kernels there. e is the error of one element, y its true value, u the unit
-    roundoff of the storage type. Each statistic is sensitive to another kind of mistake:
+    measured rounding error of correct kernels there. e is an error, y the true value, u the unit roundoff of the
+    storage type. Each statistic is sensitive to another kind of mistake:
 
         row       max e_r / E_r: a key lost in one row
         bulk      root mean square of e_r / E_r: a small error everywhere
-        element   max |e| / (6 E_r + 2 u |y|): one wrong element
-        slope     ⟨e, y⟩ / ⟨y, y⟩ over all rows: a wrong scale
-        factor    the same, weighted by row: a wrong scale where some rows are noisy
+        slope     ⟨e, y⟩ / ⟨y, y⟩ over all rows in units of E_r: a wrong scale
         sum       for a sum of many terms x, such as the gradient of λ: max |e| / allowance, about 3 u ‖x‖ + 2 ulp
         lse       for a log-sum-exp: max |e| / (error of its scores + its own rounding)
     """

@@ -163,7 +163,7 @@ def test_a_damaged_index(one: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"index\.txt: "):
             pytest.fail(f"{what}: {golden.verify(one, tmp_path)}")
     index.write_bytes(b"refdiff-golden 2 1 00000000\n")
-    with says(CheckpointError, f"{index}: got 'refdiff-golden 2 1 00000000', expected 'refdiff-golden 4'; export the "
+    with says(CheckpointError, f"{index}: got 'refdiff-golden 2 1 00000000', expected 'refdiff-golden 5'; export the "
               "files again"):  # fmt: skip
         golden.verify(one, tmp_path)
     index.unlink()

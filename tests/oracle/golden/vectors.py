@@ -110,7 +110,7 @@ def _put(at: tuple[Any, ...], change: Callable[[Any], Any]) -> Callable[[np.ndar
 
 MUTATIONS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "all a little too large": ("whole", "out", lambda x: x * np.float32(1 + 1e-5)),
-    "one number": ("half", "out", _put((0, 0, 3, 5), lambda x: x + 0.5)),
+    "one number": ("half", "out", _put((0, 0, 3, 5), lambda x: x + 1.0)),
     "one row": ("whole", "out", _put((1, 1, 4), lambda x: x * 1.001)),
     "two rows exchanged": ("half", "out", _put((0, 0, [2, 3]), lambda x: x[::-1])),
     "not a number": ("packed", "out", _put((0, 1, 0, 0), lambda x: np.nan)),
