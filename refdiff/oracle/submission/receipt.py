@@ -1,12 +1,13 @@
 """Receipts: what a kernel returned on one machine, such as one with a GPU, which another machine judges once more.
 
-A receipt is a file of JSON: the machine, versions, the SHA-256 of the kernel's file and of the inputs of each case, the
-outputs and their SHA-256, and the report. It proves that these outputs are right, and not where they come from: that is
-for a signature to say, such as that of `ssh-keygen -Y sign`.
+A receipt is a file of JSON: the machine, versions, the SHA-256 of the kernel's file and of what it imports from its
+folder, that of the inputs of each case, the outputs and their SHA-256, and the report. It proves that these outputs are
+right, and not where they come from: that is for a signature to say, such as that of `ssh-keygen -Y sign`.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import json
@@ -14,7 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.submission.child import FLOATS, dtype_of
 from refdiff.oracle.submission.judging import JudgeReport, Numpy, Run, coverage_reasons, draw_runs, judge_runs
 
-FORMAT = "refdiff-receipt 1"
+FORMAT = "refdiff-receipt 2"
 LARGEST = 2**30
 """The most bytes of a receipt; one of all profiles, with gradients, has some 30 million."""
 PACKAGES = ("refdiff", "numpy", "torch", "triton", "jax", "jaxlib", "cupy-cuda12x", "mlx")
@@ -40,7 +41,7 @@ def write_receipt(path: str | os.PathLike[str], report: JudgeReport) -> None:
         "format": FORMAT,
         "machine": {"gpus": gpus(), "processor": platform.processor() or platform.machine(), "os": platform.platform()},
         "versions": {"python": platform.python_version(), **_versions()},
-        "kernel_sha256": hashlib.sha256(Path(report.kernel).read_bytes()).hexdigest(),
+        "files_sha256": _hashes(Path(report.kernel)),
         "asked": report.asked,
         "report": report.to_dict(),
         "cases": {run.name: _case(run) for run in report.runs},
@@ -76,6 +77,7 @@ def verify_receipt(
     try:
         receipt = json.loads(data)
         told, recorded, seed = receipt["report"], receipt["cases"], int(receipt["report"]["seed"])
+        known = dict(receipt["files_sha256"])
         machine = {**receipt["machine"], **receipt["versions"]}
         given = {"spec": told["spec"], "recipe": told["recipe"], "seed": seed, **receipt["asked"]}
         gradients, expected = bool(told["gradients"]), {"spec": spec.to_dict(), "recipe": recipe.to_dict(), **asked}
@@ -87,8 +89,10 @@ def verify_receipt(
         if given.get(name) != x:
             raise ValueError(f"{path}: the receipt is of {name} {given.get(name)}, expected {x}, as named here")
     reasons = list(map(str, told["reasons"]))
-    if receipt["kernel_sha256"] != hashlib.sha256(Path(kernel).read_bytes()).hexdigest():
-        reasons.append(f"{kernel} is not the file of the receipt: its SHA-256 differs")
+    hashes = _hashes(Path(kernel))
+    differ = sorted(name for name in {*hashes, *known} if hashes.get(name) != known.get(name))
+    names = (str(kernel) if name == "kernel" else name for name in differ)
+    reasons += [f"{name} is not the file of the receipt: its SHA-256 differs" for name in names]
     runs = draw_runs(spec, recipe.storage, seed, np.random.default_rng([seed, 5]), asked["profiles"], asked["sizes"])
     for run in runs:
         try:
@@ -111,6 +115,39 @@ def gpus() -> list[str]:
     command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def _hashes(kernel: Path) -> dict[str, str]:
+    """Return the SHA-256 of the kernel's file, as "kernel", and of the modules of its folder that it needs."""
+    found: dict[str, str] = {}
+    waiting = {"kernel": kernel}
+    while waiting:
+        file, path = waiting.popitem()
+        data = path.read_bytes()
+        found[file] = hashlib.sha256(data).hexdigest()
+        for name in _imports(data, path.relative_to(kernel.parent).parent.parts) if path.suffix == ".py" else ():
+            near = kernel.parent.joinpath(*name)
+            files = near.with_name(near.name + ".py"), near / "__init__.py", *near.parent.glob(f"{near.name}.*.so")
+            near_files = {x.relative_to(kernel.parent).as_posix(): x for x in files if x.is_file() and x != kernel}
+            waiting |= {file: x for file, x in near_files.items() if file not in found}
+    return found
+
+
+def _imports(source: bytes, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the names, split at dots, of what a module of a package imports, and of the packages around it."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # a file that no longer is Python has another hash too
+        return
+    for node in ast.walk(tree):
+        names: list[tuple[str, ...]] = []
+        if isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            start += tuple((node.module or "").split(".")) if node.module else ()
+            names = [(*start, alias.name) for alias in node.names]
+        yield from (name[:n] for name in names for n in range(1, len(name) + 1))
 
 
 def _versions() -> dict[str, str]:

@@ -28,6 +28,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a kernel and its receipt, as of a machine with a GPU."""
     folder = tmp_path_factory.mktemp("receipt")
     kernel = Path(shutil.copy(KERNELS / "honest.py", folder))
+    text = kernel.read_text()
+    kernel.write_text(text.replace("\nimport", "\nimport helper.tiles\nimport", 1))
+    (folder / "helper").mkdir()
+    (folder / "helper" / "__init__.py").touch()
+    (folder / "helper" / "tiles.py").write_text("from . import sizes\n")
+    (folder / "helper" / "sizes.py").write_text("TILE = 16\n")
+    (folder / "unused.py").write_text("def\n")
     report = judge_file(kernel, SPEC, recipe="float32", profiles=["natural"], sizes=[(1, 3, 5)], seed=9000)
     assert report
     with pytest.MonkeyPatch.context() as patch:
@@ -45,6 +52,8 @@ def test_a_receipt_is_judged_without_the_kernel(made: Path, monkeypatch: pytest.
     report, machine = _verify(made)
     assert report, report
     assert (report.compared, report.seed, report.unjudged) == (10, 9000, 0)
+    files = json.loads((made / "receipt.json").read_text())["files_sha256"]
+    assert sorted(files) == ["helper/__init__.py", "helper/sizes.py", "helper/tiles.py", "kernel"]
     assert machine["gpus"] == ["NVIDIA H100, 570.1"]
     assert machine["numpy"] == np.__version__
 
@@ -52,6 +61,10 @@ def test_a_receipt_is_judged_without_the_kernel(made: Path, monkeypatch: pytest.
 def _change_kernel(folder: Path, case: dict[str, Any], told: dict[str, Any]) -> None:
     with (folder / "honest.py").open("a") as file:
         file.write("\n# mended\n")
+
+
+def _change_import(folder: Path, case: dict[str, Any], told: dict[str, Any]) -> None:
+    (folder / "helper" / "sizes.py").write_text("TILE = 32\n")
 
 
 def _change_output(folder: Path, case: dict[str, Any], told: dict[str, Any]) -> None:
@@ -67,6 +80,11 @@ def _change_output_and_hash(folder: Path, case: dict[str, Any], told: dict[str, 
 
 CHANGES: list[tuple[Callable[[Path, dict[str, Any], dict[str, Any]], Any], str]] = [
     (_change_kernel, "honest.py is not the file of the receipt: its SHA-256 differs"),
+    (_change_import, "helper/sizes.py is not the file of the receipt: its SHA-256 differs"),
+    (
+        lambda folder, case, told: (folder / "helper" / "tiles.py").write_text("def"),
+        "helper/sizes.py is not the file of",
+    ),
     (_change_output, "natural-0-2x16x24-float32-9000: its outputs have another SHA-256 than the receipt says"),
     (_change_output_and_hash, " alone: fail, judged as float32"),
     (lambda folder, case, told: case.update(inputs_sha256="0"), "its inputs, drawn here, have another SHA-256"),
