@@ -104,7 +104,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     lines = [f"### refdiff: {config.getoption('refdiff_kernel')}", "", "| cases | passed | failed | declined |"]
     lines += ["|---|---|---|---|"]
     lines += [f"| {name} | {n['passed']} | {n['failed']} | {n['skipped']} |" for name, n in counts.items()]
-    lines += [f"\n```text\n{report.longreprtext}\n```" for report in terminalreporter.stats.get("failed", ())[:1]]
+    errors = terminalreporter.stats.get("error", ())
+    lines += ["| none: the error below | 0 | 0 | 0 |"] if errors and not counts else []
+    wrong = [*errors, *terminalreporter.stats.get("failed", ())]
+    lines += [f"\n```text\n{report.longreprtext}\n```" for report in wrong[:1]]
     with Path(page).open("a", encoding="utf-8") as file:
         file.write("\n".join([*lines, ""]))
 

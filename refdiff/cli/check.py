@@ -15,6 +15,7 @@ from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fie
 from refdiff.cli.terminal import print_report, waiting
 from refdiff.errors import CheckpointError
 
+DEFAULT_SPEC = "hf_diffllama"
 MOST_NAMES = 12
 """So many arrays of a file are named in an error."""
 NUMBERS_NOTE = """\
@@ -41,10 +42,13 @@ refdiff check --spec ms_v1 --set window=128 --print-spec mine.npz
 """
     parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
     parser.add_argument("--inputs", action="store_true", help="list the arrays that FILE may hold")
-    add_spec(parser, "hf_diffllama")
+    add_spec(parser, None, words=f"that in FILE, or {DEFAULT_SPEC}")
     parser.add_argument("--print-spec", action="store_true", help="print the spec as JSON")
     parser.add_argument(
-        "--recipe", metavar="NAME_OR_FILE", default="auto", help="the kernel's types (default: that of q)"
+        "--recipe",
+        metavar="NAME_OR_FILE",
+        default="auto",
+        help="the kernel's types (default: those in FILE, or that of q)",
     )
     parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -65,9 +69,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.print_spec:
         if args.file is None:
-            fields = preset_fields(args)
+            fields = preset_fields(argparse.Namespace(**{**vars(args), "spec": args.spec or DEFAULT_SPEC}))
         else:
-            fields = spec_of(args, _read(args.file)[1], source=args.file)[0].to_dict()
+            _, inputs, _, args = _read(args)
+            fields = spec_of(args, inputs, source=args.file)[0].to_dict()
         print_report(fields)
         return 0
     if args.file is None:
@@ -76,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    outputs, inputs, dout = _read(args.file)
+    outputs, inputs, dout, args = _read(args)
     if not outputs:
         raise UsageError(f"{args.file} holds {_names(inputs)}, but nothing to judge: out, lse1, dq, ...")
     spec, read = spec_of(args, inputs, source=args.file or "")
@@ -119,11 +124,13 @@ def _names(arrays: Collection[str]) -> str:
     return ", ".join(first) + more or "nothing"
 
 
-def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
+def _read(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], Any, argparse.Namespace]:
+    """Return outputs, inputs and `dout` of the file, and the options, with its header's spec and recipe by default."""
     from refdiff.oracle.inputs.arrays import OTHER_SUFFIXES, read_arrays
 
+    path = args.file
     try:
-        arrays, _ = read_arrays(path)
+        arrays, header = read_arrays(path)
     except CheckpointError as error:
         if Path(path).suffix in (".safetensors", ".npz", *OTHER_SUFFIXES) or not Path(path).is_file():
             raise
@@ -133,7 +140,9 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
         raise UsageError(
             f"{path} holds {_names(arrays)}, but no q and no x: it needs the inputs too; --inputs tells which"
         )
-    return outputs, inputs, dout
+    spec = args.spec or header.get("spec", DEFAULT_SPEC)
+    recipe = header.get("recipe", "auto") if args.recipe == "auto" else args.recipe
+    return outputs, inputs, dout, argparse.Namespace(**{**vars(args), "spec": spec, "recipe": recipe})
 
 
 def inputs_page() -> str:

@@ -30,9 +30,10 @@ OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim)(?: is|: got) \d|\d+ que
 """How what a Spec says of its dimensions begins."""
 
 
-def add_spec(group: Any, default: str | None, *, layer: str = "0") -> None:
-    """Add the options that describe a spec; `layer` is the default of --layer in words."""
-    group.add_argument("--spec", metavar="NAME_OR_FILE", default=default, help="a preset or a JSON file")
+def add_spec(group: Any, default: str | None, *, layer: str = "0", words: str = "") -> None:
+    """Add the options that describe a spec; `layer` and `words` are the defaults of --layer and --spec in words."""
+    text = "a preset or a JSON file" + (f" (default: {words})" if words else "")
+    group.add_argument("--spec", metavar="NAME_OR_FILE", default=default, help=text)
     text = f"depth, for λ_init (default: {layer})"
     group.add_argument("--layer", type=Number(int, 0), metavar="N", help=text)
     group.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help="change a field of the spec")
@@ -163,6 +164,8 @@ def recipe_of(name: str, inputs: Mapping[str, Any] | None = None) -> Recipe:
             )
     file = name.endswith(".json")
     try:
+        if name.startswith("{"):
+            return Recipe.of(_object(name, "--recipe"))
         return Recipe.of(json_fields(name) if file else name)
     except UsageError:
         raise

@@ -193,11 +193,10 @@ def save(folder: Path, case: Case, recipe: Recipe, outputs: Mapping[str, Any]) -
     """Write a case and what the kernel computed; return the command that judges it again."""
     folder.mkdir(parents=True, exist_ok=True)
     dout = {"dout": case.dout} if any(name.startswith("d") for name in outputs) else {}
-    write_arrays(folder / "case.safetensors", {**case.inputs, **dout, **outputs}, {})
-    for name, of in (("spec", case.spec), ("recipe", recipe)):
-        (folder / f"{name}.json").write_text(json.dumps(of.to_dict()), encoding="utf-8")
-    spec, rounds, file = (folder / name for name in ("spec.json", "recipe.json", "case.safetensors"))
-    return f"saved: refdiff check --diagnose --spec {spec} --recipe {rounds} {file}"
+    described = {"spec": json.dumps(case.spec.to_dict()), "recipe": json.dumps(recipe.to_dict())}
+    write_arrays(folder / "case.safetensors", {**case.inputs, **dout, **outputs}, described)
+    shown = folder.name if folder.is_absolute() else folder  # an artifact is unpacked somewhere else
+    return f"saved: refdiff check --diagnose {shown}/case.safetensors"
 
 
 def _report(outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from refdiff.cli.check import inputs_page
+from refdiff.oracle import Recipe
 from refdiff.oracle.inputs.arrays import write_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
@@ -42,6 +43,19 @@ def test_a_correct_output_passes(dtype: Any, mine: Write, cli: Cli) -> None:
     assert done.status == 0
     assert done.out.startswith(f"pass, judged as {np.dtype(dtype).name}")
     assert "lse1         pass" in done.out
+
+
+def test_spec_and_recipe_of_the_files_header(tmp_path: Path, cli: Cli) -> None:
+    spec = small("ms_v1").replace(window=3, layer=5)
+    x = draw(spec, dtype=np.float32)
+    header = {"spec": json.dumps(spec.to_dict()), "recipe": json.dumps(Recipe.of("tf32").to_dict())}
+    file = tmp_path / "mine.safetensors"
+    write_arrays(file, {**x, "out": truth(spec, x).out.astype(np.float32)}, header)
+    done = cli("check", file)
+    assert (done.status, done.out.partition(";")[0]) == (0, "pass, judged as float32 matmul=tf32")
+    assert cli("check", "--spec", "ms_v1", "--recipe", "float32", file).out.startswith("fail, judged as float32")
+    write_arrays(file, x | {"out": x["q"]}, {"recipe": "{"})
+    assert "--recipe is not JSON" in cli("check", file).err
 
 
 def test_a_mistake_is_named_on_request(mine: Write, cli: Cli) -> None:

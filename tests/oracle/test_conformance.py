@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -186,7 +187,7 @@ def test_the_steps_of_the_action(outside: dict[str, str], tmp_path: Path) -> Non
     (installed,) = re.findall(r'install -q "\$GITHUB_ACTION_PATH/(.*?)\[oracle\]"', action)
     assert (ROOT / ".github" / "actions" / "check-kernel" / installed).resolve() == ROOT.resolve()
     (command,) = re.findall(r"run: >-\n(.*?)\n +env:", action, re.S)
-    summary, folder = tmp_path / "summary.md", tmp_path / "refdiff-failed"
+    summary = tmp_path / "summary.md"
     given = {"KERNEL": KERNELS + "wrong_rope", "SPEC": "hf_diffllama,window=5", "RECIPE": "float32"}
     given |= {
         "OPTIONS": "--refdiff-profiles natural",
@@ -202,10 +203,19 @@ def test_the_steps_of_the_action(outside: dict[str, str], tmp_path: Path) -> Non
     written = summary.read_text(encoding="utf-8")
     assert "| natural | 0 | 2 | 0 |" in written, written
     assert "unique: other_rope_pairing" in written
-    ((_, *again),) = (shlex.split(line) for line in re.findall(r"^saved: (refdiff check .*)$", written, re.M))
-    judged = subprocess.run(
-        [sys.executable, "-m", "refdiff", *again], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    (again,) = re.findall(r"^saved: refdiff (check --diagnose refdiff-failed/case.safetensors)$", written, re.M)
+    (kept,) = re.findall(r"path: \$\{\{ runner.temp \}\}/(.*)\n", action)
+    downloaded = Path(shutil.copytree(tmp_path / kept, tmp_path / "elsewhere" / kept))  # all that the artifact has
+    judge = [sys.executable, "-m", "refdiff", *again.split()]
+    options: dict[str, Any] = {"cwd": downloaded.parent, "env": environment, "capture_output": True, "text": True}
+    judged = subprocess.run(judge, **options)
     assert (judged.returncode, "unique: other_rope_pairing" in judged.stdout) == (1, True), (
         judged.stdout + judged.stderr
     )
+    asked = subprocess.run([*judge[:4], "--print-spec", judge[-1]], **options)
+    assert json.loads(asked.stdout)["window"] == 5
+    broken = {**environment, "KERNEL": "nowhere:attend", "GITHUB_STEP_SUMMARY": str(tmp_path / "broken.md")}
+    assert subprocess.run(shell, **{**options, "cwd": ROOT, "env": broken}).returncode != 0
+    written = (tmp_path / "broken.md").read_text(encoding="utf-8")
+    assert "| none: the error below | 0 | 0 | 0 |\n\n```text\n" in written, written
+    assert "cannot be imported: ModuleNotFoundError: No module named 'nowhere'" in written
