@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Show the verdict and the diagnosis of a failed comparison in a section of the report."""
     report: Any = yield
-    if call.when == "call" and (text := item.stash.get(SECTION, "")):
+    if call.when == "call" and report.failed and (text := item.stash.get(SECTION, "")):
         report.sections.append(("refdiff", text))
     return report
 
@@ -140,6 +140,9 @@ class AttentionOracle:
         """Fail the test unless the check passes; the report has the verdict, the place and the name of the mistake.
 
         The arguments are those of `refdiff.oracle.assert_close`.
+
+        Raises:
+            AssertionError: the check did not pass.
         """
         from refdiff import oracle
 
@@ -153,7 +156,7 @@ class AttentionOracle:
         self.request.node.stash[SECTION] = text
         verdict, *lines = text.splitlines()
         names = [line for line in lines if line.startswith("diagnosis: ")]
-        pytest.fail("; ".join([verdict.partition(";")[0], *names]))
+        raise AssertionError("; ".join([verdict.partition(";")[0], *names]))
 
     def _spec(self, spec: Spec | str | None) -> Spec | str:
         from refdiff.oracle.spec.from_text import spec_of

@@ -156,6 +156,12 @@ def test_mine(attention_oracle, mine):
     attention_oracle.assert_close(computed, case.inputs, spec=SPEC, recipe="float32")
 
 
+def test_a_failure_is_caught(attention_oracle):
+    case = attention_oracle.cases(spec=SPEC)[1]
+    with pytest.raises(AssertionError, match="^fail, judged as float32; diagnosis: "):
+        attention_oracle.assert_close(case.inputs["q"] * 0, case.inputs, spec=SPEC, recipe="float32")
+
+
 def test_other():
     pass
 
@@ -173,12 +179,39 @@ def test_the_fixture(outside: dict[str, str], tmp_path: Path) -> None:
     environment = {**outside, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:refdiff"}
     given = ("--refdiff-spec", "attention,window=3", "--refdiff-recipe", "float32")
     text = subprocess.run([*command, *given], cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
-    assert "1 failed, 2 passed, 1 deselected" in text, text
+    assert "1 failed, 3 passed, 1 deselected" in text, text
     assert "-- refdiff --" in text
-    assert "Failed: fail, judged as float32; diagnosis: unique: softcap = 3" in text
+    assert "AssertionError: fail, judged as float32; diagnosis: unique: softcap = 3" in text
     assert "raise AssertionError" not in text
     without = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
     assert "spec: got None, expected a Spec or a preset's name, here or as --refdiff-spec" in without
+
+
+def test_the_action_installs(outside: dict[str, str], tmp_path: Path) -> None:
+    """The first step in a shell, from a copy, without dependencies; what it installs has the plugin."""
+    pytest.importorskip("pip")
+    pytest.importorskip("setuptools", "77")
+    copy = tmp_path / "refdiff"
+    for name in ("refdiff", ".github/actions"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.cfg", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    action = copy / ".github" / "actions" / "check-kernel"
+    (command,) = re.findall(r"run: (python -m pip .*)\n", (action / "action.yml").read_text(encoding="utf-8"))
+    given = {
+        "INSTALL": f"--no-deps --no-build-isolation --target {tmp_path / 'site'}",
+        "GITHUB_ACTION_PATH": str(action),
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**outside, **given, "PATH": path, "PYTHONPATH": ""}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (entry,) = (tmp_path / "site").glob("refdiff-*.dist-info/entry_points.txt")
+    assert "[pytest11]\nrefdiff = refdiff.pytest_plugin\n" in entry.read_text(encoding="utf-8")
+    environment["PYTHONPATH"] = str(tmp_path / "site")
+    where = subprocess.run([sys.executable, "-c", "import refdiff; print(refdiff.__file__)"], **options)
+    assert where.stdout.startswith(str(tmp_path / "site")), where.stderr
 
 
 def test_the_steps_of_the_action(outside: dict[str, str], tmp_path: Path) -> None:
