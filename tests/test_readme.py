@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ ELSEWHERE = {
     "<!-- shards -->": "tests/cli/prompts_file/test_run.py",
     "<!-- excerpt -->": "test_the_excerpt_is_of_the_sixty_lines",
     "<!-- five minutes -->": "test_the_page_of_five_minutes",
+    "<!-- five minutes in C -->": "test_the_page_of_five_minutes_in_c",
+    "<!-- bfloat16 in torch -->": "tests/parity/test_guides.py",
     "--backend cupy": "test_the_commands_for_a_gpu_are_ones_that_there_are",
     "python -m pytest -m slow": ".ci/run",
     "--receipt receipt.json": "tests/cli/test_judge.py",
@@ -75,7 +78,7 @@ def test_the_block_runs_as_it_is_pasted(checkout: Path, language: str, code: str
 
 def test_the_page_of_five_minutes(checkout: Path) -> None:
     """Its commands in turn: the first verdict is the one that is shown, and the mended kernel passes."""
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGES["five_minutes.md"], re.M | re.S)
+    blocks = re.findall(r"^<!-- five minutes -->\n```(\w+)\n(.*?)^```", PAGES["five_minutes.md"], re.M | re.S)
     code = "".join(text for language, text in blocks if language == "sh")
     paths = {"PATH": f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     env = {**os.environ, **paths, "PYTEST_ADDOPTS": "", "COLUMNS": "80"}
@@ -88,6 +91,25 @@ def test_the_page_of_five_minutes(checkout: Path) -> None:
     assert set(re.sub("residual.*", "", last).splitlines()) <= set(re.sub("residual.*", "", ran.stdout).splitlines())
     assert "exit status 1" in ran.stdout
     assert re.search(r" \d+ passed, \d+ skipped in ", ran.stdout)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_page_of_five_minutes_in_c(checkout: Path) -> None:
+    """Its function compiles and is judged; it computes nothing."""
+    page = PAGES["five_minutes.md"]
+    (source, commands) = re.findall(r"^<!-- five minutes in C -->\n```\w+\n(.*?)^```", page, re.M | re.S)
+    (checkout / "mine.c").write_text(source)
+    paths = {"PATH": f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=checkout,
+        env={**os.environ, **paths},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert ran.stdout.startswith("fail: ")
+    assert "nan" in ran.stdout.lower()
 
 
 def test_the_readme_is_short() -> None:

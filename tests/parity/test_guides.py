@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import transformers
 
-from tests.oracle.test_from_c import build
+from refdiff import oracle
 from tests.oracle.test_guides import blocks, run_all, run_python
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +57,9 @@ MISTAKES = {
     "jax": ("jnp.repeat(x, q.shape[1] // x.shape[1], axis=1)", "jnp.tile(x, (1, 4, 1, 1))", "key_heads_tiled"),
     "mlx": ("/ q.shape[-1] ** 0.5", "/ q.shape[-1]", "scores_scaled_twice"),
     "triton": ("keys[None, :] <= rows[:, None] + S - T", "keys[None, :] < rows[:, None] + S - T", "own_key_masked"),
-    "cuda": ("", "-DMISTAKE", "one_future_key_visible"),
+    "cuda": ("row / T % H / (H / K)", "row / T % H % K", "key_heads_tiled"),
 }
-"""For each guide, a part of its test or kernel, what a mistake puts there (in C, a flag), and its name."""
+"""For each guide, a part of its test or kernel, what a mistake puts there, and its name."""
 
 
 @pytest.mark.parametrize("guide", MISTAKES)
@@ -67,23 +70,28 @@ def test_two_lines_of_a_test_change(guide: str, tmp_path: Path, outside: dict[st
     old, new, name_of_it = MISTAKES[guide]
     kernels = {"attention.py": "\n\n".join(blocks("triton", "python")).partition("\nsizes = ")[0]}
     kernels = kernels if guide == "triton" else {}
+    if guide == "cuda":
+        (library,) = (block for block in blocks("cuda", "sh") if block.startswith("cat >plain.c"))
+        kernels = {"build.sh": library}
     after = [line[1:] for line in lines if not line.startswith("-")]
     for name, code in {"before": [line[1:] for line in lines if not line.startswith("+")], "after": after}.items():
         (tmp_path / name).mkdir()
         for file, text in {**kernels, "test_mine.py": "\n".join(code)}.items():
             (tmp_path / name / file).write_text(text, encoding="utf-8")
-        if guide == "cuda":
-            build("c", tmp_path / name / "libattend.so")
+        build(tmp_path / name)
     assert "1 passed" in run_pytest(tmp_path / "before", outside)
     assert "1 passed" in run_pytest(tmp_path / "after", outside)
-    if guide == "cuda":
-        build("c", tmp_path / "after" / "libattend.so", new)
-    else:
-        (file,) = (path for path in (tmp_path / "after").glob("*.py") if old in path.read_text(encoding="utf-8"))
-        file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    (file,) = (path for path in (tmp_path / "after").glob("*.[ps][yh]") if old in path.read_text(encoding="utf-8"))
+    file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    build(tmp_path / "after")
     said = run_pytest(tmp_path / "after", outside)
     assert "1 failed" in said
     assert f"diagnosis: unique: {name_of_it}\n" in said, said
+
+
+def build(folder: Path) -> None:
+    if (folder / "build.sh").exists():
+        subprocess.run(["bash", "-euo", "pipefail", "build.sh"], cwd=folder, check=True)
 
 
 def run_pytest(folder: Path, outside: dict[str, str]) -> str:
@@ -91,3 +99,18 @@ def run_pytest(folder: Path, outside: dict[str, str]) -> str:
     environment = {**outside, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "PYTEST_ADDOPTS": "-p no:refdiff"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done.stdout + done.stderr
+
+
+def test_bfloat16_in_torch() -> None:
+    """The function of the page of five minutes, for tensors of bfloat16 and of other types."""
+    page = (ROOT / "notebooks" / "reference" / "guides" / "five_minutes.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^<!-- bfloat16 in torch -->\n```python\n(.*?)^```", page, re.M | re.S)
+    names: dict[str, Any] = {"torch": torch}
+    exec(code, names)
+    for dtype in ("bfloat16", "float32", "float16"):
+        case = oracle.cases("natural", seed=1, spec="attention", dtype=dtype)[0]
+        q, k, v = (names["tensor"](case.inputs[name]) for name in "qkv")
+        assert q.dtype == getattr(torch, dtype)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        assert oracle.check(out, case.spec, case.inputs, recipe=dtype).status == "pass"
