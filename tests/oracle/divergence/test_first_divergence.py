@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Spec, Trace, first_divergence, trace
+from refdiff.oracle import Spec, Trace, cases, first_divergence, trace
 from refdiff.oracle.mistakes import CATALOGUE, Mistake
 from tests.layers.inputs import says
 from tests.model.models import ids, small_model
@@ -222,3 +222,17 @@ def test_other_arguments() -> None:
 def test_empty_traces() -> None:
     with pytest.raises(ValueError, match="the trace under test is empty: it has no array of any point"):
         first_divergence({}, REF)
+
+
+def test_a_spec_is_the_referee_of_two_engines() -> None:
+    """Neither dump is refdiff's: both are plain NumPy, and one scales its log-sum-exps."""
+    spec = Spec.preset("attention", query_heads=4, key_heads=2, head_dim=16)
+    inputs = cases("discriminating", seed=1, spec=spec)[1].inputs
+    q, k, v = inputs["q"], *(np.repeat(inputs[name], 2, axis=1) for name in "kv")
+    scores = q @ k.swapaxes(2, 3) / 4
+    scores = np.where(np.tri(*scores.shape[2:], scores.shape[3] - scores.shape[2], dtype=bool), scores, -np.inf)
+    lse = np.logaddexp.reduce(scores, axis=-1)
+    dump = {"scores": scores, "lse": lse, "out": np.exp(scores - lse[..., None]) @ v}
+    referee = trace(spec, inputs)
+    assert first_divergence(dump, referee).path is None
+    assert first_divergence({**dump, "lse": lse * np.float32(1.001)}, referee).path == "lse"
