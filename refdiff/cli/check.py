@@ -24,9 +24,7 @@ e_r is its error, a root mean square. E_r is the error that correct kernels have
 bound: the largest e_r over B_r, the most that a correct kernel can have.
 row: the largest e_r over E_r: a key lost in one row.
 bulk: the root mean square of e_r over E_r: a small error everywhere.
-element: the largest error of one number over its allowance: one wrong number.
-slope: ⟨e, y⟩ over ⟨y, y⟩, with the result y of all rows: a wrong scale.
-factor: the same, weighted by row: a wrong scale where some rows are noisy.
+slope: Σ ⟨e, y⟩ / E² over Σ ⟨y, y⟩ / E², with the result y of each row and its error E: a wrong scale.
 u is the unit roundoff of the storage type."""
 
 
