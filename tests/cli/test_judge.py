@@ -30,7 +30,7 @@ def judge(cli: Cli) -> Judge:
 def test_a_pass(judge: Judge) -> None:
     done = judge(KERNELS / "honest.py", "--size", "2x5x7")
     assert done.status == 0
-    first = "pass: 10 of 10 cases compared, 0 failed; seed 3\nno gradients: the kernel takes no dout\n"
+    first = "pass: 10 of 10 cases compared, 0 failed; layer 2, seed 3\nno gradients: the kernel takes no dout\n"
     assert done.out.startswith(first)
     assert "judges by the same numbers again" not in done.out
 
