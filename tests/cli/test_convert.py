@@ -249,6 +249,7 @@ def test_the_other_weights_are_compared_as_written(convert: Convert, monkeypatch
 
 def test_two_runs_at_once_leave_the_files_of_one(here: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(variant="plain")
+    files = ["config.json", "generation_config.json", "model.safetensors"]
     prove, others = refdiff.convert.prove, ["new"]
 
     def overtaken(*arguments: Any, **options: Any) -> Any:
@@ -260,7 +261,7 @@ def test_two_runs_at_once_leave_the_files_of_one(here: Path, convert: Convert, m
     done = convert("v2")
     assert done.status == 2
     assert "OUTPUT new: exists already" in done.err
-    assert sorted(path.name for path in (here / "new").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (here / "new").iterdir()) == files
     save, others = weights.save, ["second"]
     monkeypatch.setattr("refdiff.convert.prove", prove)
 
@@ -271,4 +272,4 @@ def test_two_runs_at_once_leave_the_files_of_one(here: Path, convert: Convert, m
 
     monkeypatch.setattr(weights, "save", meanwhile)
     assert convert("v2", new="second").status == 0
-    assert sorted(path.name for path in (here / "second").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (here / "second").iterdir()) == files
