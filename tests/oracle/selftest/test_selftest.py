@@ -51,7 +51,7 @@ def test_a_case_has_all_kinds_of_mutants_and_correct_kernels(plain: bool) -> Non
 
 
 def test_a_tester_that_lets_pass_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge_by(monkeypatch, RowLimits(row=1e9, bulk=1e9, element=1e9, slope=1e9, factor=1e9))
+    judge_by(monkeypatch, RowLimits(row=1e9, bulk=1e9, slope=1e9))
     runs = list(runs_of_mutants(43, "float16", "natural", few(43)))
     assert not command.holds(runs, 0.9), "the masks and the sums are left"
     assert "## Identifiable mutants that passed" in page(runs, [43])
