@@ -36,7 +36,7 @@ from refdiff.backends import ops_for
 from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, attention
-from refdiff.model.variants import VARIANTS, current_name
+from refdiff.model.variants import VARIANTS, conversions, current_name, refusal
 from refdiff.model.weights import attention_shapes, flatten, nest
 from refdiff.model.weights.precision import UNIT, round_to
 
@@ -136,12 +136,12 @@ def _plan(
     new = copy.deepcopy(config)
     if config.variant == variant:
         return new, None
-    old = VARIANTS[config.variant]
-    if variant not in old.conversions:
-        reason = old.refused.get(variant, _UNKNOWN)
-        others = f"; it converts to {', '.join(old.conversions)}" if old.conversions else ""
+    known = conversions(config.variant)
+    if variant not in known:
+        reason = refusal(config.variant, variant) or _UNKNOWN
+        others = f"; it converts to {', '.join(known)}" if known else ""
         raise ValueError(f"cannot convert variant {config.variant!r} to {variant!r} exactly: {reason}{others}")
-    new.variant, conversion = variant, old.conversions[variant]
+    new.variant, conversion = variant, known[variant]
     layers = [_attention_of(config, params, i) for i in range(len(_layers_of(params)))]
     vars(new).update(conversion.fields(config, layers))
     return new, lambda p: conversion.weights(p, config, new)

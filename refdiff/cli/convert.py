@@ -17,7 +17,7 @@ from refdiff.cli.output_files import check_folder
 from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import waiting
 from refdiff.errors import CheckpointError
-from refdiff.model.variants import VARIANTS, current_name
+from refdiff.model.variants import VARIANTS, conversions, current_name
 
 if TYPE_CHECKING:
     from refdiff.convert import Proof
@@ -38,10 +38,14 @@ refdiff convert path/to/llama path/to/new --to v2
     parser.add_argument("--eager", action="store_true", help="MODEL is of multihead_diffattn.py")
     add_dtype(parser, text="the type to write")
     add_common(parser)
+    exact = [
+        f"{old} to {new}{conversion.condition and ' ' + conversion.condition}"
+        for old in VARIANTS
+        for new, conversion in conversions(old).items()
+    ]
     parser.notes = [
         "; ".join(f"{name} = {variant.what}" for name, variant in VARIANTS.items()) + ".",
-        "hf converts to paper and paper to hf; a Llama (plain) converts to v2, and v2 to a Llama where its λ is "
-        "constant. The rest cannot be converted exactly and is refused. Converting 16-bit weights rounds some of them "
+        f"Exact conversions: {'; '.join(exact)}. The rest is refused. Converting 16-bit weights rounds some of them "
         "again; the second report shows the effect on each layer's output. If the difference exceeds rounding error, "
         "the command fails and writes nothing.",
         "--eager: unilm's multihead_diffattn.py pairs other key heads where there are fewer of them than query heads.",

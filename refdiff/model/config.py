@@ -40,10 +40,8 @@ class DiffLlamaConfig(RefusedNames):
     `hidden_act` is one of `refdiff.layers.activation.NAMES`: every activation of transformers
     but xielu.
 
-    `variant` says how attention is built from its heads: "hf" as in transformers' DiffLlama,
-    "paper" as in unilm's flash files, "v2" as in DIFF V2 (where there are twice
-    `num_attention_heads` query heads), "plain" as in a Llama, without a difference. Files tell
-    it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and llama.
+    `variant` says how attention is built from its heads: "hf" (transformers' DiffLlama) or
+    another name of `refdiff.model.variants.VARIANTS`. Files tell it by their `model_type`.
     `wiring` and its value "none" are older names of `variant` and "plain".
 
     Raises:
@@ -111,7 +109,7 @@ class DiffLlamaConfig(RefusedNames):
 
     @property
     def num_query_heads(self) -> int:
-        """The number of query heads: `num_attention_heads`, and in v2 twice as many."""
+        """The number of query heads: `num_attention_heads`, or twice that where each head has two queries."""
         return self.num_attention_heads * VARIANTS[self.variant].query_heads
 
     @classmethod

@@ -17,6 +17,7 @@ from refdiff.backends import Backend, backend_for, decoder, ops_for, overlay
 from refdiff.model.weights import flatten
 from tests.layers.test_composed import OPERANDS, arrays_in, parts_of
 from tests.model.models import VARIANT_NAMES, ids, small_model
+from tests.model.test_diffllama import check_rotations
 from tests.model.variants import LAYERS
 from tests.tolerances import close
 
@@ -47,6 +48,23 @@ def model_with(backend: Backend, variant: str, **fields: Any) -> Any:
     model = small_model(variant=variant, kernels="reference", **fields)
     model.backend, model.ops = backend, backend.ops
     return model
+
+
+@EACH
+@pytest.mark.parametrize("past", [0, 4])
+def test_the_fast_decoder_rotates_by_the_positions_of_the_tokens(variant: str, past: int) -> None:
+    """Before the comparison below, so that wrong RoPE in the fast decoder is told as RoPE."""
+    backend, calls = Parted(), []
+
+    def wrap(name: str, f: Any) -> Any:
+        return lambda *args, **options: (out := f(*args, **options), calls.append((name, args, out)))[0]
+
+    backend.steps = decoder.Steps(overlay(backend.ops, wrap))
+    model, tokens = model_with(backend, variant, num_hidden_layers=1), ids(1, 1, past + 5)
+    cache = model(tokens[:, :past], use_cache=True).cache if past else None
+    calls.clear()
+    model(tokens[:, past:], cache=cache)
+    check_rotations(calls, variant, model.config.head_dim, past)
 
 
 @EACH

@@ -16,7 +16,7 @@ from refdiff.arrays import Deferred, to_numpy
 from refdiff.convert import convert, convert_later, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
-from refdiff.model.variants import VARIANTS
+from refdiff.model.variants import VARIANTS, conversions
 from tests.layers.places import Place
 from tests.model.models import ids, small_model
 from tests.tolerances import EXACT, close
@@ -99,7 +99,7 @@ def zero_lambda_proj(model: Any) -> Any:
     return type(model)(model.config, params, dtype="float64", kernels="reference")
 
 
-@pytest.mark.parametrize(("one", "other"), [(one, other) for one in VARIANTS for other in VARIANTS[one].conversions])
+@pytest.mark.parametrize(("one", "other"), [(one, other) for one in VARIANTS for other in conversions(one)])
 @MORE
 @given(data=st.data(), seed=st.integers(0, 9))
 def test_it_computes_the_same(one: str, other: str, data: st.DataObject, seed: int) -> None:

@@ -85,9 +85,13 @@ def test_rope_rotates_queries_and_keys_by_the_positions_of_their_tokens(variant,
     cache = model(tokens[:, :past], use_cache=True).cache if past else None
     model.ops = overlay(model.ops, wrap)
     model(tokens[:, past:], cache=cache)
+    check_rotations(calls, variant, model.config.head_dim, past)
+
+
+def check_rotations(calls, variant, d, past):
+    """Queries and keys of 5 tokens after `past` others are rotated by angles computed here."""
     rotated = [(args[0], out) for name, args, out in calls if name == "rope"]
     assert len(rotated) == 2, "RoPE: queries and keys of a layer are rotated once each"
-    d = model.config.head_dim
     pairs = [(2 * i, 2 * i + 1) if expected(variant).INTERLEAVED else (i, i + d // 2) for i in range(d // 2)]
     for (before, after), name in zip(rotated, ("queries", "keys"), strict=True):
         for t in range(5):

@@ -94,6 +94,6 @@ VARIANT = Variant(
     query_heads=2,
     lambda_by_token=True,
     parameters=parameters,
-    conversions={"plain": Conversion(to_plain, plain_heads_needed)},
+    conversions={"plain": Conversion(to_plain, plain_heads_needed, condition="where its λ is constant")},
     refused={"hf": NORM, "paper": NORM},
 )

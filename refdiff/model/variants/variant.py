@@ -36,10 +36,12 @@ class Conversion:
 
     weights: (weights, config, new config) -> the new weights, nested like the old ones.
     fields: (config, the weights of every layer) -> config fields that change beside `variant`.
+    condition: where weights must be special, the words that say when, for help texts.
     """
 
     weights: Callable[[Weights, Config, Config], Weights]
     fields: Callable[[Config, list[Weights]], dict[str, Any]] = lambda config, layers: {}
+    condition: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ class Variant:
         lambda_by_token: whether λ depends on the token.
         last_projection: what files call `o_proj`.
         parameters: config -> the parameters of attention beside its four projections.
-        conversions: by the name of another variant.
-        refused: by the name of another variant, why there is no exact conversion.
+        conversions: to other variants, by their names.
+        conversions_from: from other variants, by their names, where their own files do not state them.
+        refused: by the name of another variant, why there is no exact conversion to it.
+        refused_from: the same for conversions from another variant.
     """
 
     what: str
@@ -82,7 +86,9 @@ class Variant:
     last_projection: str = "o_proj"
     parameters: Callable[[Config], dict[str, Parameter]] = lambda config: {}
     conversions: Mapping[str, Conversion] = field(default_factory=dict)
+    conversions_from: Mapping[str, Conversion] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    refused_from: Mapping[str, str] = field(default_factory=dict)
 
 
 LAMBDA_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")

@@ -3,7 +3,7 @@ from refdiff import layers
 LAYERS = ("plain_heads",)
 INTERLEAVED, VALUE_SIZE, QUERIES = False, 1, 1
 SHAPES = {}
-SPREAD = {}
+FIRST_VALUES = {}
 
 
 def heads(p, x, q, k, v, start, eps):

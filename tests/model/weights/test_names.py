@@ -30,15 +30,20 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANT_NAMES)
 def test_parameters_of_each_variant_besides_its_projections(variant: str) -> None:
-    declared, sizes = expected(variant), {"d": 2, "2d": 4, "H": 4, "H/2": 2, "D": 6}
+    declared, sizes = expected(variant), {"d": 10, "2d": 20, "H": 12, "H/2": 6, "K": 4, "D": 14}
     own = {name: tuple(sizes[axis] for axis in shape) for name, shape in declared.SHAPES.items()}
-    queries = 8 * declared.QUERIES
-    shapes = parameter_shapes(tiny_config(variant=variant), "DiffLlamaModel")
+    queries = 120 * declared.QUERIES
+    unequal = {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 10, "hidden_size": 14}
+    shapes = parameter_shapes(tiny_config(variant=variant, **unequal), "DiffLlamaModel")
     attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
     projections = {
-        "q_proj.weight": (queries, 6), "k_proj.weight": (4, 6), "v_proj.weight": (4, 6), "o_proj.weight": (6, 8),
+        "q_proj.weight": (queries, 14), "k_proj.weight": (40, 14), "v_proj.weight": (40, 14),
+        "o_proj.weight": (14, 120),
     }  # fmt: skip
-    assert list(attention.items()) == [*own.items(), *projections.items()]
+    told = (
+        f"{variant}: `parameters` in refdiff/model/variants/{variant}.py, or SHAPES in the file of tests/model/variants"
+    )
+    assert list(attention.items()) == [*own.items(), *projections.items()], told
     others = {name for name in shapes_of("DiffLlamaModel") if "self_attn" not in name}
     assert {name for name in shapes if "self_attn" not in name} == others
 
