@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from refdiff.arrays import Array, to_numpy
-from refdiff.layers.diff_heads_paper import SUBLN_EPS
-from refdiff.model.variants import rearrange
+from refdiff.arrays import Array
 from refdiff.model.variants.variant import (
     LAMBDA_VECTORS,
     NORM,
-    Config,
+    UNIFORM,
     Context,
-    Conversion,
     HeadsBack,
     Variant,
     Weights,
@@ -56,14 +51,6 @@ def values_vjp(ops: Any, dv: Array, k: Array) -> Array:
     return ops.value_pairs_hf_vjp(dv, k)[0]
 
 
-def to_paper(p: Weights, old: Config, new: Config) -> Weights:
-    """Reorder heads and rows; unilm's norm gets a weight of 1."""
-    paired = rearrange.move_heads(p, old, inverse=False)
-    paired["v_proj"] = rearrange.scale(paired["v_proj"], rearrange.size_for_epsilon(SUBLN_EPS, old.rms_norm_eps))
-    dtype = to_numpy(p["o_proj"]["weight"]).dtype
-    return {**paired, "subln": {"weight": np.ones(2 * old.head_dim, dtype=dtype)}}
-
-
 VARIANT = Variant(
     what="transformers' DiffLlama",
     model_type="diffllama",
@@ -75,6 +62,6 @@ VARIANT = Variant(
     pairing="halves",
     even_key_heads=True,
     parameters=lambda_vectors,
-    conversions={"paper": Conversion(to_paper)},
-    refused={"v2": NORM, "plain": NORM},
+    refused={"plain": NORM},
+    refused_from={"plain": f"{NORM}; {UNIFORM}"},
 )

@@ -10,6 +10,7 @@ from refdiff.model.variants import rearrange
 from refdiff.model.variants.variant import (
     LAMBDA_VECTORS,
     NORM,
+    UNIFORM,
     Config,
     Context,
     Conversion,
@@ -60,6 +61,14 @@ def to_hf(p: Weights, old: Config, new: Config) -> Weights:
     return paired
 
 
+def from_hf(p: Weights, old: Config, new: Config) -> Weights:
+    """Reorder heads and rows; unilm's norm gets a weight of 1."""
+    paired = rearrange.move_heads(p, old, inverse=False)
+    paired["v_proj"] = rearrange.scale(paired["v_proj"], rearrange.size_for_epsilon(SUBLN_EPS, old.rms_norm_eps))
+    dtype = to_numpy(p["o_proj"]["weight"]).dtype
+    return {**paired, "subln": {"weight": np.ones(2 * old.head_dim, dtype=dtype)}}
+
+
 VARIANT = Variant(
     what="unilm's multihead_flashdiff_1.py, whose output matrix is called out_proj",
     model_type="diff_transformer",
@@ -73,5 +82,7 @@ VARIANT = Variant(
     last_projection="out_proj",
     parameters=parameters,
     conversions={"hf": Conversion(to_hf)},
-    refused={"v2": NORM, "plain": NORM},
+    conversions_from={"hf": Conversion(from_hf)},
+    refused={"plain": NORM},
+    refused_from={"plain": f"{NORM}; {UNIFORM}"},
 )

@@ -83,6 +83,19 @@ def _tied(p: Weights, config: Config) -> bool:
     return all(np.array_equal(pair[:, 0], pair[:, 1]) for pair in pairs)
 
 
+def from_plain(p: Weights, old: Config, new: Config) -> Weights:
+    """Give both queries of a pair the Llama's query, and let λ be 1/2: softmax − softmax / 2, times 2 W_O."""
+    H, K, rotated = old.num_attention_heads, old.num_key_value_heads, rearrange.interleaved(old)
+    weight = to_numpy(p["o_proj"]["weight"])
+    return {
+        **p,
+        "q_proj": rearrange.rows(p["q_proj"], np.repeat(np.arange(H), 2), rotated),
+        "k_proj": rearrange.rows(p["k_proj"], np.arange(K), rotated),
+        "o_proj": {**p["o_proj"], "weight": 2 * weight},
+        "lambda_proj": {"weight": np.zeros((H, old.hidden_size), dtype=weight.dtype)},
+    }
+
+
 VARIANT = Variant(
     what="DIFF V2, unilm's multihead_flashdiffv2.py",
     model_type="diff_transformer_v2",
@@ -95,5 +108,7 @@ VARIANT = Variant(
     lambda_by_token=True,
     parameters=parameters,
     conversions={"plain": Conversion(to_plain, plain_heads_needed, condition="where its λ is constant")},
+    conversions_from={"plain": Conversion(from_plain)},
     refused={"hf": NORM, "paper": NORM},
+    refused_from={"hf": NORM, "paper": NORM},
 )
