@@ -41,7 +41,7 @@ class FitLimits:
 
 @dataclass(frozen=True)
 class LostTokenLimits:
-    """Which sets of lost keys or queries are tried (`refdiff.oracle.diagnosis.tokens`)."""
+    """Which sets of lost keys are tried (`refdiff.oracle.diagnosis.tokens`)."""
 
     rows: int = 8  # wrong rows that are recomputed, each with every set: 1,783 sets of 96 keys
     edges: int = 32  # starts and ends give 528 ranges: 0.5 s for 16 queries and 1,024 keys
@@ -135,11 +135,10 @@ class Thresholds:
     projection_ratio: float = 3.0  # of any order's projection
     min_projection: float = 0.1  # of the way: nobody's rounding errors are known better
     gradient_residual: float = 6.0  # in 3,163 kernels with one mistake the nearest gradient was within 1.4
-    max_parts: int = 16  # sequences or heads: each partial sum takes two backward passes
-    chance: float = 0.05  # that one of several partial sums fits by chance
+    max_heads: int = 16  # whose order is sought
     same_factor: float = 0.02  # factors that differ by a smaller share are one
 
-    # places of an error (`refdiff.oracle.diagnosis.places`, `region_format`)
+    # places of an error (`refdiff.oracle.diagnosis.places`, `refdiff.oracle.verdict.region_format`)
     local_share: float = 0.5  # of rows or columns: an error in more is everywhere, in the verdict too
     place_contrast: float = 2.0  # times the worst row elsewhere: an error everywhere leaves no such gap
     max_places: int = 12  # chance marks as many stretches of rows

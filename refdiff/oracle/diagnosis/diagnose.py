@@ -27,7 +27,7 @@ from refdiff.oracle.diagnosis.ranking import (
     percent,
 )
 from refdiff.oracle.diagnosis.search import Search
-from refdiff.oracle.diagnosis.tokens import head_orders, lost_keys, lost_parts, zeros
+from refdiff.oracle.diagnosis.tokens import head_orders, lost_keys, zeros
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output, to_float64
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Numpy
@@ -218,7 +218,6 @@ def _diagnose_others(own: Budget, given: Mapping[str, Numpy], dout: Any, most: i
         def more() -> Iterator[Hypothesis]:
             yield from zeros(case)
             yield from head_orders(case)
-            yield from lost_parts(case)
 
         result = search.run(most, more)
         if result and len(wrong_gradients) == len(said):

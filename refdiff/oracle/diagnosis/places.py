@@ -17,7 +17,10 @@ from refdiff.oracle.budget.statistics import (
     statistics,
     weighted_slope,
 )
-from refdiff.oracle.diagnosis.region_format import (
+from refdiff.oracle.inputs.sequences import Numpy
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.verdict.region_format import (
     Box,
     find_box,
     find_period,
@@ -25,9 +28,6 @@ from refdiff.oracle.diagnosis.region_format import (
     format_rows,
     split_box,
 )
-from refdiff.oracle.inputs.sequences import Numpy
-from refdiff.oracle.rounding import round_to
-from refdiff.oracle.thresholds import THRESHOLDS
 
 REST_IN_BUDGET = "everything else is within budget"
 

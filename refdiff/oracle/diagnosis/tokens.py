@@ -1,9 +1,9 @@
-"""Hypotheses that follow from the wrong tensors: lost keys, an order of heads, and gradients that lack a part."""
+"""Hypotheses that follow from the wrong tensors: lost keys, an order of heads, gradients that are zero."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -13,22 +13,20 @@ from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.diagnosis.evidence import Case
 from refdiff.oracle.diagnosis.hypotheses import Hypothesis, finish
-from refdiff.oracle.diagnosis.region_format import format_rows
-from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_tiles import TILE_SIZES
-from refdiff.oracle.mistakes.kernel import Tensors, compute, select_rows
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands, use_explicit_mask
 from refdiff.oracle.truth.forward import apply_gate, differences, normalize_and_scale, out_shape
+from refdiff.oracle.verdict.region_format import format_rows
 
 LIMITS = THRESHOLDS.lost_tokens
 MAX_SCORES = 2**22
 """The most scores that are computed at a time."""
-TokenSet = tuple[str, Numpy]
-"""A set of tokens, in words and as a mask."""
+KeySet = tuple[str, Numpy]
+"""A set of keys, in words and as a mask."""
 Change = Callable[[Numpy, Numpy, Numpy], Numpy]
 """What queries see (…, S) after a change, from what they see, their own keys (…, 1), and the numbers of all keys."""
 
@@ -45,7 +43,7 @@ def head_orders(case: Case) -> Iterator[Hypothesis]:
     """Yield the order of heads with which the truth is nearest to a wrong tensor."""
     for of in case.wrong:
         y, f = case.actual[of], case.expected[of]
-        if y.ndim != 4 or not 1 < y.shape[1] <= THRESHOLDS.max_parts or not np.isfinite(y).all():
+        if y.ndim != 4 or not 1 < y.shape[1] <= THRESHOLDS.max_heads or not np.isfinite(y).all():
             continue
         apart = [[np.sum((y[:, i] - f[:, j]) ** 2) for j in range(f.shape[1])] for i in range(f.shape[1])]
         order = np.argmin(apart, axis=1).tolist()
@@ -98,7 +96,7 @@ def lost_keys(case: Case) -> Iterator[Hypothesis]:
 
 def key_changes(n: int) -> Iterator[tuple[str, Change]]:
     """Yield changes of what a query sees of n keys, the simplest first."""
-    for words, some in (*token_ranges(n, "key"), *tile_edges(n, "key")):
+    for words, some in (*key_ranges(n), *tile_edges(n)):
         yield f"{words} not seen", lambda see, own, s, some=some: see & ~some  # type: ignore[misc]
     yield "the key after a query's own seen", lambda see, own, s: see | (s == own + 1)
     for n_keys in TILE_SIZES:
@@ -162,87 +160,9 @@ def _sample_rows(wrong: Numpy) -> Numpy:
     return sample
 
 
-def lost_parts(case: Case) -> Iterator[Hypothesis]:
-    """Yield the sequence, head or queries that wrong gradients lack, or that they alone have: blocks that do not add.
-
-    Equation:
-        a gradient is linear in ∂L/∂O, so that its part from some queries, heads or sequences is that of ∂L/∂O with
-        zeros elsewhere
-    """
-    dout = case.dout
-    if dout is None or is_layer(case.start.inputs):
-        return
-    for axis, word in enumerate(("sequence", "head")):
-        n = dout.shape[axis]
-        one = np.eye(n, dtype=np.bool_) if 1 < n <= THRESHOLDS.max_parts else ()
-        sets = [(f"from {word} {i} alone", row) for i, row in enumerate(one)]
-        sets += [(f"without {word} {i}", ~row) for i, row in enumerate(one) if n > 2]  # of two, the other alone
-        if sets:
-            names = [name for name in case.wrong if case.actual[name].any()]
-            terms = [
-                compute(replace(case.start, part=(tuple(names), _along(axis, row))), names, dout=dout) for row in one
-            ]
-            yield from _near_parts(case, names, axis, sets, terms, 1)
-    names = [name for name in case.wrong if name in ("dk", "dv")]
-    if names and case.kind == "dense":
-        T = dout.shape[2]
-        block = _next_power_of_two(T / LIMITS.short)
-        terms = []
-        for rows in np.split(np.arange(T), range(block, T, block)):
-            terms.append(compute(select_rows(case.start, rows), names, dout=dout[:, :, rows]))
-        lost = [*token_ranges(T, "query"), *tile_edges(T, "query")]
-        sets = [(f"without {words}", ~some) for words, some in lost]
-        sets = [(words, kept) for words, kept in sets if np.array_equal(kept, np.repeat(kept[::block], block)[:T])]
-        yield from _near_parts(case, names, 2, sets, terms, block)
-
-
-def _near_parts(
-    case: Case, names: Sequence[str], axis: int, sets: list[TokenSet], terms: list[Tensors | None], block: int
-) -> Iterator[Hypothesis]:
-    """Yield the sets over which wrong gradients may be summed, from the terms of the sum; sampled rows decide.
-
-    Of a sum of many terms, which has few numbers, a set must be far nearer than the truth.
-    """
-    if any(term is None or set(names) - term.keys() for term in terms):
-        return
-    kept = np.stack([some[::block] for _, some in sets]).astype(np.float64)
-    near: dict[int, list[str]] = {}
-    for name in names:
-        parts, y = np.stack([term[name] for term in terms if term]), case.actual[name]
-        if not np.isfinite(y).all():
-            continue
-        rows = tuple(_sample_rows(root_mean_square(np.atleast_2d(y - case.expected[name])) > 0).T) if y.ndim > 1 else ()
-        E = case.errors[name][rows]
-        off = np.tensordot(kept, parts[:, *rows], 1) - y[rows]
-        total, before = (
-            root_mean_square(safe_ratio(root_mean_square(x), E).reshape(len(x), -1))
-            for x in (off, (case.expected[name] - y)[rows][None])
-        )
-        ratio = THRESHOLDS.chance if name in case.budget.sums else 1 / THRESHOLDS.better_ratio
-        least = min(THRESHOLDS.gradient_residual, ratio * float(before[0]), max(1.0, LIMITS.tie * float(total.min())))
-        for found in np.flatnonzero(total <= least).tolist():
-            near.setdefault(found, []).append(name)
-    for n in sorted(near, key=lambda n: (-len(near[n]), n))[: LIMITS.alternatives]:
-        said, some = sets[n]
-        which = f"{' and '.join(near[n])} {'is' if len(near[n]) == 1 else 'are'}"
-        edit = partial(_sum_over, tuple(near[n]), _along(axis, some))
-        yield Hypothesis(f"{', '.join(near[n])} {said}", f"{which} summed {said}.", "part", edit)
-
-
-def _along(axis: int, taken: Numpy) -> Numpy:
-    shape = [1, 1, 1, 1]
-    shape[axis] = -1
-    return taken.astype(np.float64).reshape(shape)
-
-
-def _sum_over(names: tuple[str, ...], mask: Numpy, kernel: Kernel, _: float) -> Kernel:
-    return replace(kernel, part=(names, mask))
-
-
-def token_ranges(n: int, name: str) -> list[TokenSet]:
-    """Return ranges of n tokens, the simplest first: suffixes, prefixes, single tokens, tiles, others."""
+def key_ranges(n: int) -> list[KeySet]:
+    """Return ranges of n keys, the simplest first: suffixes, prefixes, single tokens, tiles, others."""
     edges = range(0, n, _next_power_of_two(n / LIMITS.edges))
-    several = {"key": "keys", "query": "queries"}[name]
     at = [a for a in edges if a and a % LIMITS.tile == 0]
     found = [(a, n) for a in at] + [(0, b) for b in at]
     at_edges = (0, LIMITS.singles_tile - 1)
@@ -256,9 +176,9 @@ def token_ranges(n: int, name: str) -> list[TokenSet]:
     i, said = np.arange(n), {}
     for a, b in dict.fromkeys(found):
         if b - a == 1:
-            said[a, b] = f"{name} {a}"
+            said[a, b] = f"key {a}"
         elif b - a < n:
-            said[a, b] = f"{several} from {a} on" if b == n else f"{several} {a} to {b - 1}"
+            said[a, b] = f"keys from {a} on" if b == n else f"keys {a} to {b - 1}"
     return [(words, (a <= i) & (i < b)) for (a, b), words in said.items()]
 
 
@@ -267,11 +187,11 @@ def _next_power_of_two(x: float) -> int:
     return 1 << max(0, math.ceil(math.log2(x)))
 
 
-def tile_edges(n: int, name: str) -> list[TokenSet]:
-    """Return the first token of each tile, the same without the first tile, and the last token of each tile."""
+def tile_edges(n: int) -> list[KeySet]:
+    """Return the first key of each tile, the same without the first tile, and the last key of each tile."""
     i, found = np.arange(n), []
     for tile in (size for size in TILE_SIZES if size < n):
-        of = f"{name} of each tile of {tile}"
+        of = f"key of each tile of {tile}"
         found.append((f"the first {of}", i % tile == 0))
         found.append((f"the first {of} after the first", (i % tile == 0) & (i > 0)))
         found.append((f"the last {of}", i % tile == tile - 1))

@@ -104,7 +104,6 @@ class Kernel:
 
     finish: functions that change a tensor in the end, given its name and the exact or rounded tensor.
     queries: the queries that are left of a larger case; None for all.
-    part: (names, mask): gradients that are computed from `dout` times a mask, and that mask.
     """
 
     spec: Spec
@@ -112,7 +111,6 @@ class Kernel:
     mistakes: tuple[Mistake, ...] = ()
     finish: tuple[Callable[[str, Numpy], Numpy], ...] = ()
     queries: Numpy | None = None
-    part: tuple[tuple[str, ...], Numpy] | None = None
 
 
 @dataclass(frozen=True)

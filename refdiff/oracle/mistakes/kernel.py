@@ -70,11 +70,7 @@ def compute(
             if "out" in names:
                 found["out"] = forward(spec, inputs, ops)
             if dout is not None:
-                found |= _named(backward(spec, inputs, dout, ops))
-            if dout is not None and kernel.part is not None:
-                some, mask = kernel.part
-                part = _named(backward(spec, inputs, dout * mask, ops))
-                found |= {name: part[name] for name in some}
+                found |= {f"d{name}": np.atleast_1d(g) for name, g in backward(spec, inputs, dout, ops).items()}
             for finish in kernel.finish:
                 found = {name: finish(name, x) for name, x in found.items()}
             found = {name: x for name, x in found.items() if name in names}
@@ -83,10 +79,6 @@ def compute(
     except (ValueError, IndexError, ZeroDivisionError, TypeError):
         return None
     return found or None
-
-
-def _named(gradients: Tensors) -> Tensors:
-    return {f"d{name}": np.atleast_1d(g) for name, g in gradients.items()}
 
 
 def output(kernel: Kernel | None) -> Numpy | None:

@@ -29,6 +29,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, lambda_init, log_sum_exp, scores
 from refdiff.oracle.truth.forward import project
+from refdiff.oracle.verdict.region_format import find_box, format_rows
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
 if TYPE_CHECKING:
@@ -179,27 +180,17 @@ def _shape_hint(name: str, shape: tuple[int, ...], right: tuple[int, ...]) -> st
 
 def place(axes: str, at: tuple[int, ...]) -> str:
     """Format an index: (b 0, head 3, t 95)."""
-    names = [{"h": "head", "H": "head", "K": "head", "V": "head"}.get(a, a.lower()) for a in axes.split()]
+    names = ["head" if a in "hHKV" else a.lower() for a in axes.split()]
     names += ["i"] * (len(at) - len(names))
     return "(" + ", ".join(f"{n} {i}" for n, i in zip(names, at, strict=False)) + ")"
 
 
 def _count_wrong_rows(wrong: Numpy, axes: str) -> str:
     """Say how many rows are wrong, and which heads, tokens or sequences they are confined to."""
-    where = np.argwhere(wrong)
-    names = {"b": "sequence", "h": "head", "H": "head", "K": "head", "V": "head", "t": "token", "s": "key"}
-    shared = [_index_range(names[a], where[:, n], wrong.shape[n]) for n, a in enumerate(axes.split()) if a in names]
-    common = " of ".join(word for word in reversed(shared) if word)
-    extent = f", all in {common}" if common and len(where) > 1 else ""
-    return f"{len(where)} of {wrong.size} rows {'is' if len(where) == 1 else 'are'} wrong{extent}"
-
-
-def _index_range(name: str, found: Numpy, size: int) -> str:
-    """Format indices that form one contiguous range, "head 3" or "heads 4 to 7"; "" for others and the whole axis."""
-    low, high = int(np.min(found, initial=size)), int(np.max(found, initial=0))
-    if len(set(found.tolist())) != high - low + 1 or high - low + 1 == size:
-        return ""
-    return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
+    count, every = int(wrong.sum()), np.ones_like(wrong)
+    where = format_rows(wrong, every, axes.split()) if count > 1 and find_box(wrong, every) else ""
+    extent = f", all in {where}" if where and not where.startswith(f"{count} of ") else ""
+    return f"{count} of {wrong.size} rows {'is' if count == 1 else 'are'} wrong{extent}"
 
 
 def _reason(s: Statistic, actual: Numpy, off: Numpy, budget: RowBudget, wrong: Numpy) -> str:

@@ -85,31 +85,6 @@ def test_gradients_are_wrong_in_a_place(name: str, at: tuple[int | slice, ...], 
 
 
 @pytest.mark.parametrize(
-    ("queries", "lost", "said"),
-    [
-        (T, np.s_[64:], "queries from 64 on"),
-        (T, np.s_[24:40], "queries 24 to 39"),
-        (T, np.s_[5:12], "queries 5 to 11"),
-        (T, np.s_[0:T:16], "the first query of each tile of 16"),
-        (T, np.s_[16:T:16], "the first query of each tile of 16"),  # the first has no part in dk
-        (T, np.s_[15:T:16], "the last query of each tile of 16"),
-        pytest.param(160, np.s_[130:], "queries from 130 on", marks=pytest.mark.slow),
-    ],
-)
-def test_queries_that_dk_and_dv_are_not_summed_over_are_said(queries: int, lost: slice, said: str) -> None:
-    one = case("bfloat16", queries)
-    less = one.dout.copy()
-    less[:, :, lost] = 0
-    found, wrong = (rounded(one.spec, one.inputs, "bfloat16", dout=dout) for dout in (one.dout, less))
-    given = {**found, "dk": wrong["dk"], "dv": wrong["dv"]}
-    answer = diagnose(given, one.spec, one.inputs, recipe="bfloat16", dout=one.dout)
-    told = " ".join((*answer.notes, *(f.name for f in answer.findings)))
-    assert told.count(f"without {said}") >= 1, answer
-    assert "dk" in told, answer
-    assert "dv" in told, answer
-
-
-@pytest.mark.parametrize(
     ("place", "name", "said"),
     [
         (0, "dk", "dk is wrong only in keys 13 and 14"),
