@@ -40,13 +40,13 @@ refdiff check --spec ms_v1 --set window=128 --print-spec mine.npz
 """
     parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
     parser.add_argument("--inputs", action="store_true", help="list the arrays that FILE may hold")
-    add_spec(parser, None, words=f"that in FILE, or {DEFAULT_SPEC}")
+    add_spec(parser, None, words=f"FILE's or {DEFAULT_SPEC}")
     parser.add_argument("--print-spec", action="store_true", help="print the spec as JSON")
     parser.add_argument(
         "--recipe",
         metavar="NAME_OR_FILE",
         default="auto",
-        help="the kernel's types (default: those in FILE, or that of q)",
+        help="the kernel's types (default: FILE's or q's)",
     )
     parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -32,7 +32,7 @@ OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim)(?: is|: got) \d|\d+ que
 
 def add_spec(group: Any, default: str | None, *, layer: str = "0", words: str = "") -> None:
     """Add the options that describe a spec; `layer` and `words` are the defaults of --layer and --spec in words."""
-    text = "a preset or a JSON file" + (f" (default: {words})" if words else "")
+    text = "preset or JSON" + (f" (default: {words})" if words else "")
     group.add_argument("--spec", metavar="NAME_OR_FILE", default=default, help=text)
     text = f"depth, for λ_init (default: {layer})"
     group.add_argument("--layer", type=Number(int, 0), metavar="N", help=text)

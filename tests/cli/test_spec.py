@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refdiff.cli.check import DEFAULT_SPEC
 from refdiff.cli.flags import UsageError
 from refdiff.cli.parser import build_parser
 from refdiff.cli.spec import PRESETS, recipe_of, spec_of
@@ -24,7 +25,7 @@ SIZES = ["--set", "query_heads=12", "--set", "key_heads=4", "--set", "head_dim=6
 
 
 def _args(*words: str) -> argparse.Namespace:
-    return build_parser().parse_args(["check", *words])
+    return build_parser().parse_args(["check", "--spec", DEFAULT_SPEC, *words])
 
 
 def test_json_with_a_preset(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ LENGTHS = ["8", "16", "32", "64", "128", "256", "512"]
 
 
 def test_the_kinds_have_the_sizes_of_its_table() -> None:
-    table = {"plain": (2, 2, 128, 120_128), "v1": (2, 1, 128, 120_384), "v2": (4, 2, 106, 120_128)}
-    assert results.sizes(STORED) == table
-    parameters = [run["parameters"] for run in TEXT["runs"]]
-    assert max(parameters) < 1.003 * min(parameters)
+    header, maps, outputs, *_, width, parameters = results.size_rows(STORED)
+    assert header == ["", "plain", "v1", "v2"]
+    assert (maps[1:], outputs[1:], width[1:]) == (["2", "2", "4"], ["2", "1", "2"], ["128", "128", "106"])
+    assert parameters[1:] == ["120,128", "120,384", "120,128"]
+    of_text = [run["parameters"] for run in TEXT["runs"]]
+    assert max(of_text) < 1.003 * min(of_text)
 
 
 def test_both_differential_kinds_learn_the_look_up_sooner() -> None:
@@ -28,28 +30,30 @@ def test_both_differential_kinds_learn_the_look_up_sooner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "sign", "clear"),
-    [("accuracy", 1, {"v1": LENGTHS[1:4], "v2": LENGTHS[1:]}), ("noise", -1, {"v1": [], "v2": LENGTHS[:4]})],
+    ("measure", "sign", "clear"),
+    [
+        ("numbers found", 1, {"v1": LENGTHS[1:4], "v2": LENGTHS[1:]}),
+        ("attention to noise", -1, {"v1": [], "v2": LENGTHS[:4]}),
+    ],
 )
-def test_differences_from_plain_are_clear_in_these_lengths(what: str, sign: int, clear: dict[str, Any]) -> None:
-    found = results.minus_plain(RUNS, what)
+def test_differences_from_plain_are_clear_in_these_lengths(measure: str, sign: int, clear: dict[str, Any]) -> None:
+    found = results.minus_plain(RUNS)[measure]
     assert {kind: [n for n, (mean, half) in by_length.items() if sign * mean > half]
             for kind, by_length in found.items()} == clear  # fmt: skip
 
 
-def test_in_the_last_layer_v2_gives_most_to_the_answer_and_to_noise() -> None:
-    shares = results.last_layer(RUNS, "256")
-    assert shares["plain"]["answer"] < shares["v1"]["answer"] < shares["v2"]["answer"]
-    assert max(shares, key=lambda kind: shares[kind]["noise"]) == "v2"
-    assert all(sum(parts.values()) == pytest.approx(1) for parts in shares.values())
+def test_at_256_tokens_v2_gives_most_to_the_answer() -> None:
+    (v1, half_1), (v2, half_2) = (results.minus_plain(RUNS)["attention to the answer"][k]["256"] for k in ("v1", "v2"))
+    assert half_1 < v1 < v2
+    assert v2 > half_2
 
 
 def test_on_text_v1_fails_with_adamw_and_its_norm_alone() -> None:
-    ahead = {kind: (mean, half) for kind, _, mean, half in results.text_differences(TEXT_RUNS)}
+    ahead = results.text_differences(TEXT_RUNS)
     assert {kind: int(np.sign(mean)) for kind, (mean, half) in ahead.items() if abs(mean) > half} == {
         "v1": 1, "v2": -1, "v1, slow": 1, "v1, no norm": -1, "v1, Muon": -1,
     }  # fmt: skip
-    assert results.losses_by_step(TEXT_RUNS)["v1"][100][0] > TEXT["unigram_loss"] - 0.1
+    assert results.losses_by_step(TEXT_RUNS)["AdamW"]["v1"][100][0] > TEXT["unigram_loss"] - 0.1
 
 
 @pytest.mark.parametrize(("kind", "signs"), [("v1", [-1, 0, 0, -1]), ("v2", [-1, 0, 0, 1])])
