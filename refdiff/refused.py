@@ -296,7 +296,7 @@ def _sentence(cls: type, name: str) -> str | None:
 
 
 def refuse_attribute(owner: object, name: str) -> Never:
-    """Raise `AttributeError` for a class or an object: what serves instead by `ATTRIBUTES`, or the nearest name."""
+    """Raise `AttributeError` with what serves instead, by `ATTRIBUTES`, or the nearest name."""
     cls = owner if isinstance(owner, type) else type(owner)
     is_public = not name.startswith("_")
     message = f"{cls.__name__!r} object has no attribute {name!r}"
