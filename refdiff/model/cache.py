@@ -181,7 +181,7 @@ class KVCache(RefusedAttributes):
                 self._buffers[layer] = (k, v)
 
     def crop(self, length: int) -> None:
-        """Forget all tokens after the first `length`, or the last -`length`; 0 forgets all, as no call in transformers.
+        """Forget all tokens after the first `length`, or the last -`length`; 0 forgets all.
 
         Raises:
             ValueError: `length` is no integer from -len(cache) to len(cache).

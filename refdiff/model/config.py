@@ -109,7 +109,7 @@ class DiffLlamaConfig(RefusedNames):
 
     @property
     def num_query_heads(self) -> int:
-        """The number of query heads: `num_attention_heads`, or twice that where each head has two queries."""
+        """The number of query heads: `num_attention_heads`, or twice that with two queries per head."""
         return self.num_attention_heads * VARIANTS[self.variant].query_heads
 
     @classmethod

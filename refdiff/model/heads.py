@@ -116,7 +116,7 @@ class DiffLlamaForCausalLM(TrainableModel):
             input_ids: (B, T) token ids, as of `tokenizer(texts, return_tensors="np")`.
             attention_mask: (B, T), 1 for a token and 0 for padding, which stands at the left.
             streamer: gets tokens as they are generated, such as `refdiff.TextStreamer(tokenizer)`.
-            generator, seed: where draws come from; assistant_model changes them, not their distribution.
+            generator, seed: source of draws; assistant_model changes draws, not their distribution.
             generation_options: any of these; defaults that generation_config.json does not set:
 
         Prompt: inputs_embeds=None, cache=None, bos_token_id=None; inputs and past_key_values as
