@@ -104,8 +104,8 @@ def chapter(source: Path) -> str:
 
 
 def results(stored: dict[str, Any]) -> dict[str, Any]:
-    """Of chapter 05's look-up: the values found, by kind, length of the training sequences, and seed."""
-    lengths = stored["experiment"]["train_lengths"]
+    """Of chapter 05's look-up: the values found, by kind, length of the sequences, and seed."""
+    lengths = stored["experiment"]["lengths"]
     runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
     found = {
         kind: [

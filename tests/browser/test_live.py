@@ -366,8 +366,8 @@ def test_rotation(page: Chromium) -> None:
 
 def test_results_are_those_of_chapter_5(page: Chromium) -> None:
     stored = json.loads((DATA / "retrieval.json").read_text(encoding="utf-8"))
-    lengths = stored["experiment"]["train_lengths"]
-    assert page.run("[...document.querySelectorAll('.dots text')].slice(3, 9).map((x) => x.textContent)") == [
+    lengths = stored["experiment"]["lengths"]
+    assert page.run("[...document.querySelectorAll('.dots text')].slice(3, 10).map((x) => x.textContent)") == [
         str(length) for length in lengths
     ]
     for kind, wiring in (("plain", "none"), ("v1", "hf"), ("v2", "v2")):
