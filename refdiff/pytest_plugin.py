@@ -159,20 +159,17 @@ class AttentionOracle:
         raise AssertionError("; ".join([verdict.partition(";")[0], *names]))
 
     def _spec(self, spec: Spec | str | None) -> Spec | str:
-        from refdiff.oracle.spec.from_text import spec_of
-
         if spec is not None:
             return spec
         text = self.request.config.getoption("refdiff_spec")
         if text is None:
             raise ValueError("spec: got None, expected a Spec or a preset's name, here or as --refdiff-spec")
-        return spec_of(text)
+        from refdiff.oracle.inputs.resolve import resolve_spec
+
+        return resolve_spec(text)
 
     def _recipe(self, recipe: Recipe | str | None) -> Recipe | str | None:
-        from refdiff.oracle.spec.from_text import recipe_of
-
-        text = self.request.config.getoption("refdiff_recipe")
-        return recipe_of(text) if recipe is None and text is not None else recipe
+        return self.request.config.getoption("refdiff_recipe") if recipe is None else recipe
 
 
 @pytest.fixture

@@ -47,10 +47,10 @@ import pytest
 
 from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, PROFILES, Case, cases, check_profile
 from refdiff.oracle.inputs.arrays import write_arrays
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.signature import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.from_text import recipe_of, spec_of
 from refdiff.oracle.suite.bitwise import BITWISE, bitwise_cases
 from refdiff.oracle.suite.outcome import (
     Outcome,
@@ -93,12 +93,12 @@ class Run:
     @property
     def spec(self) -> Spec:
         """What the kernel computes."""
-        return self._read("spec", "hf_diffllama", spec_of)
+        return self._read("spec", "hf_diffllama", resolve_spec)
 
     @property
     def recipe(self) -> Recipe:
         """Where the kernel rounds."""
-        return self._read("recipe", "float32", recipe_of)
+        return self._read("recipe", "float32", Recipe.of)
 
     @property
     def seed(self) -> int:

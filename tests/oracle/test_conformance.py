@@ -19,7 +19,7 @@ import pytest
 from refdiff.oracle import Recipe, Spec, conformance
 from refdiff.oracle.cases.fixed import PROFILES
 from refdiff.oracle.conformance import Run
-from refdiff.oracle.spec.from_text import recipe_of, spec_of
+from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.spec.presets import PRESETS
 
 RIGHT = ("right", "dense_with_gradients", "epsilon_compiled_in")
@@ -89,16 +89,15 @@ def test_a_kernel_that_declines_most_is_no_pass(allowed: tuple[str, ...], status
 
 def test_options() -> None:
     assert {c.profile for c in Run({}).cases()} == set(PROFILES)
-    fields = json.dumps(spec_of("ms_v1").to_dict())
+    fields = json.dumps(resolve_spec("ms_v1").to_dict())
     some = Run({"spec": fields, "recipe": "bf16,o=fp32", "profiles": "tiny_values"}).cases()
-    assert {(c.profile, c.dtype, c.spec) for c in some} == {("tiny_values", "bfloat16", spec_of("ms_v1"))}
-    own = spec_of(' {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64}')
+    assert {(c.profile, c.dtype, c.spec) for c in some} == {("tiny_values", "bfloat16", resolve_spec("ms_v1"))}
+    own = resolve_spec(' {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64}')
     assert own == Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=64)
     assert {c.profile for c in Run({"profiles": "tiny_values, tiles,"}).cases()} == {"tiny_values", "tiles"}
-    assert recipe_of("tf32") == Recipe.of("tf32")
-    changed = spec_of("ms_v1,query_heads=4, key_heads=2,head_dim=8,window=3,causal=none,softcap=none")
+    changed = resolve_spec("ms_v1,query_heads=4, key_heads=2,head_dim=8,window=3,causal=none,softcap=none")
     assert (changed.pairing, changed.window, changed.causal, changed.layer) == ("interleaved", 3, "none", 2)
-    assert recipe_of('{"storage": "fp16", "o": "fp32"}') == recipe_of("fp16,o=fp32") == Recipe("float16", o="float32")
+    assert Recipe.of('{"storage": "fp16", "o": "fp32"}') == Recipe.of("fp16,o=fp32") == Recipe("float16", o="float32")
 
 
 def test_the_docstring_lists_all_presets_and_profiles() -> None:

@@ -57,13 +57,12 @@ class Budget:
     spec: Spec
     inputs: Inputs
     recipe: Recipe
-    members: int
     tensors: dict[str, RowBudget]
     sums: dict[str, tuple[Numpy, Numpy]] = field(default_factory=dict)
     estimate: RowEstimate | None = None
 
     def __repr__(self) -> str:
-        return f"Budget({self.recipe.name}, {self.members} orders, expected: {array_summary(self.expected)})"
+        return f"Budget({self.recipe.name}, expected: {array_summary(self.expected)})"
 
     @property
     def sample(self) -> Numpy | None:
@@ -116,9 +115,9 @@ class Budget:
     @cached_property
     def _score_errors(self) -> tuple[Numpy, ...]:
         if self.sample is None or self.estimate is None:
-            return score_errors(self.spec, self.inputs, self.recipe, self.members)
+            return score_errors(self.spec, self.inputs, self.recipe)
         spec, inputs = select_queries(self.spec, self.inputs, self.sample)
-        found, reach = score_errors(spec, inputs, self.recipe, self.members), self.estimate.reach
+        found, reach = score_errors(spec, inputs, self.recipe), self.estimate.reach
         shares = (np.divide(x, reach[..., self.sample], out=np.zeros_like(x), where=x > 0) for x in found)
         return tuple(fill_sample(np.max(y, initial=0.0) * reach, self.sample, x)
                      for x, y in zip(found, shares, strict=True))  # fmt: skip
@@ -141,9 +140,7 @@ def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
 
 
 @BLAS.limited(1)  # its threads spin between small products
-def budget(
-    spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
-) -> Budget:
+def budget(spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str, *, dout: Any = None) -> Budget:
     """Evaluate a recipe in several valid orders and derive the error budget of a correct kernel.
 
     Equation:
@@ -154,22 +151,21 @@ def budget(
     Args:
         spec: as in `truth`.
         inputs: as in `refdiff.oracle.inputs`, rounded to the storage type first (`Recipe.storage`).
-        members: the number of orders beside the random ones, 2 to 8.
         dout: the gradient of the output; with it gradients can be judged too.
 
     Raises:
-        ValueError: the inputs do not fit `spec`, or `members` is not 2 to 8.
+        ValueError: the inputs do not fit `spec`.
         TypeError: `spec` is neither a Spec nor a name, `inputs` is not a mapping, or an input is not an array.
     """
     spec = resolve_spec(spec, inputs)
     recipe = Recipe.of(recipe)
     exact = quantise(inputs, recipe)
-    if dout is None and is_large(spec, exact) and (sampled := _sampled_budget(spec, exact, recipe, members)):
+    if dout is None and is_large(spec, exact) and (sampled := _sampled_budget(spec, exact, recipe)):
         return sampled
     if dout is not None:
         dout = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",))
-    runs = run_members(spec, exact, recipe, members, dout)
+    runs = run_members(spec, exact, recipe, dout)
     tensors = {"out": _out_budget(spec, exact, recipe, np.asarray(right.out), [run["out"] for run in runs], None)}
     sums = {}
     for of, y in right.grads.items():
@@ -182,7 +178,7 @@ def budget(
         else:
             off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in found], axis=0)
             sums[name] = (y, THRESHOLDS.sum_members * off + THRESHOLDS.sum_ulps * ulp(y, recipe.storage))
-    return Budget(spec, exact, recipe, members, tensors, sums)
+    return Budget(spec, exact, recipe, tensors, sums)
 
 
 def _row_axes(name: str, inputs: Inputs) -> str:
@@ -201,7 +197,7 @@ def _out_budget(
     return replace(found, rows=np.maximum(found.rows, least_errors(found.rows, known)))
 
 
-def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
+def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe) -> Budget | None:
     """Return the budget of a large output from a sample of queries; None if all queries are needed."""
     with np.errstate(over="ignore", invalid="ignore"):
         estimate = estimate_rows(spec, inputs, recipe)
@@ -210,7 +206,7 @@ def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) ->
     if len(queries) == y.shape[2]:
         return None
     small_spec, small_inputs = select_queries(spec, inputs, queries)
-    runs = [run["out"] for run in run_members(small_spec, small_inputs, recipe, members, None)]
+    runs = [run["out"] for run in run_members(small_spec, small_inputs, recipe, None)]
     known = estimate.known[..., queries]
     sampled = _out_budget(small_spec, small_inputs, recipe, y[:, :, queries], runs, known)
     rows = estimate.extend(queries, sampled.rows, ~sampled.doubtful)
@@ -223,7 +219,7 @@ def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) ->
         doubtful=fill_sample(np.zeros(rows.shape, dtype=np.bool_), queries, sampled.doubtful),
         sampled=queries,
     )
-    return Budget(spec, inputs, recipe, members, {"out": found}, estimate=estimate)
+    return Budget(spec, inputs, recipe, {"out": found}, estimate=estimate)
 
 
 def _row_budget(

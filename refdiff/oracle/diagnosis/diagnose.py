@@ -250,7 +250,7 @@ def find_coarser_recipe(case: Case, *, local: bool = False) -> str | None:
         return None
     stored = {**inputs, "q": round_to_storage(inputs["q"], recipe.storage)} if "q" in inputs else inputs
     for words, other in _list_coarser_recipes(recipe, local=local):
-        coarser = budget(spec, stored, other, members=4)
+        coarser = budget(spec, stored, other)
         if coarser.judge({"out": out}).status == PASS:
             if _looks_like_rounding(case, coarser):
                 return f"it passes with {words}: does your kernel round there, where {recipe.name!r} does not say so?"

@@ -7,7 +7,6 @@ are read.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import zipfile
@@ -22,8 +21,6 @@ from numpy.typing import NDArray
 from refdiff.arrays import Array, bfloat16
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file, replace_atomically
-from refdiff.memory import physical_memory
-from refdiff.messages import show_name
 from refdiff.model.weights.safetensors_file import header_bytes, open_safetensors
 
 HOST_DEVICES = (1, 3, 11)
@@ -122,9 +119,8 @@ _FILE_TYPES = {
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
 SMALL_NPZ, MAX_RATIO = 100_000_000, 100
-"""Limits of an unzipped npz file, against zip bombs: it may have SMALL_NPZ bytes. Larger ones may have MAX_RATIO times
-the size of the file, and at most a quarter of the memory. Deflate shortens zeros a thousandfold, random numbers hardly.
-safetensors files are memory-mapped and have no limit."""
+"""Limits of an unzipped npz file, against zip bombs: it may have SMALL_NPZ bytes, or MAX_RATIO times those of the file.
+Deflate shortens zeros a thousandfold, random numbers hardly. safetensors files are memory-mapped and have no limit."""
 _DTYPE_NAMES = {name: dtype for dtype, name in _FILE_TYPES.items()}
 OTHER_SUFFIXES = (".pt", ".pth", ".pkl", ".npy")
 """Suffixes of files of arrays that are not read."""
@@ -199,44 +195,28 @@ def _dtype(name: str) -> np.dtype[Any]:
     return little
 
 
-def _read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
-    """Read one array of an npz file; the header must promise as many bytes as follow it."""
-    with archive.open(entry) as member:
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-        wanted, found = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
-    if not dtype.hasobject and wanted != found:
-        raise ValueError(f"{show_name(entry.filename)}: got {found:,} bytes, expected {wanted:,}; write it again")
-    with archive.open(entry) as member:
-        array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
-    return array
-
-
 def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
     with open_file(path, folder=folder) as raw:
         try:
             if not zipfile.is_zipfile(raw):
                 raise ValueError("not a zip archive of arrays; write the file with numpy.savez")
-            with zipfile.ZipFile(raw) as archive:
-                entries = archive.infolist()
-                for entry in entries:
-                    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                        # zipfile unpacks the others whole, however many bytes they become
-                        raise ValueError(
-                            f"{show_name(entry.filename)}: got zip method {entry.compress_type}, expected 0 (stored) "
-                            "or 8 (deflated); write the file with numpy.savez"
-                        )
-                total = sum(entry.file_size for entry in entries)
-                most = max(SMALL_NPZ, min(MAX_RATIO * os.fstat(raw.fileno()).st_size, physical_memory() // 4))
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as archive:
+                entries = archive.zip.infolist()
+                if {entry.compress_type for entry in entries} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                    # zipfile unpacks other methods whole, however many bytes they become
+                    raise ValueError("got another zip method than stored or deflated; write the file with numpy.savez")
+                total, most = (
+                    sum(e.file_size for e in entries),
+                    max(SMALL_NPZ, MAX_RATIO * os.fstat(raw.fileno()).st_size),
+                )
                 if total > most:
                     raise ValueError(
                         f"unzipped it has {total:,} bytes, expected at most {most:,}; write it as safetensors"
                     )
-                arrays = {entry.filename.removesuffix(".npy"): _read_member(archive, entry) for entry in entries}
+                arrays = dict(archive)
         except Exception as error:  # zipfile and NumPy raise errors of many kinds for broken files
             raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for name, array in arrays.items():
-        # numpy.savez stores bfloat16 as untyped two-byte items
-        arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else _to_native_order(array)
-    return arrays
+    # numpy.savez stores bfloat16 as untyped two-byte items
+    two_bytes = np.dtype("V2")
+    return {name: x.view(bfloat16()) if x.dtype == two_bytes else _to_native_order(x) for name, x in arrays.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
     """Return `spec`, or the preset of that name with the dimensions of the inputs.
 
     Without inputs, the preset has the dimensions of `small_spec`. A text may change other fields, such as
-    "hf_diffllama,window=64,layer=2". No array shows the layer, which is 0 unless the text says it.
+    "hf_diffllama,window=64,layer=2", or be a JSON object of fields. No array shows the layer, which is 0 unless the
+    text says it.
 
     Raises:
         TypeError: `spec` is neither a Spec nor a name, or `inputs` is not a mapping.
@@ -33,6 +35,8 @@ def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
         raise TypeError(f"inputs: got type {type(inputs).__name__}, expected a mapping from names to arrays{hint}")
     if isinstance(spec, Spec):
         return spec
+    if spec.lstrip().startswith("{"):
+        return Spec.of(json.loads(spec))
     name, *words = spec.split(",")
     given: dict[str, Any] = {"preset": name.strip(), **parse_fields(words)}
     if inputs is None:

@@ -73,19 +73,9 @@ def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Num
         return {name: round_to(np.asarray(x), recipe.storage) for name, x in found.items() if x is not None}
 
 
-def run_members(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: Numpy | None) -> list[dict[str, Numpy]]:
-    """Evaluate all of `DRAWS` and the first orders of `MEMBERS`.
-
-    Args:
-        members: how many of `MEMBERS`.
-
-    Raises:
-        ValueError: `members` is less than 2, or more than there are.
-    """
-    if not 2 <= members <= len(MEMBERS):
-        raise ValueError(f"members is {members}, but there are 2 to {len(MEMBERS)}")
-    orders = (*DRAWS, *MEMBERS[:members])
-    return run_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
+def run_members(spec: Spec, inputs: Inputs, recipe: Recipe, dout: Numpy | None) -> list[dict[str, Numpy]]:
+    """Evaluate all of `DRAWS` and `MEMBERS`."""
+    return run_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), (*DRAWS, *MEMBERS), inputs)
 
 
 def run_orders(work: Callable[[Order], Run], orders: Sequence[Order], inputs: Inputs) -> list[Run]:
@@ -111,7 +101,7 @@ def _count_scores(inputs: Inputs) -> int:
     return int(B * H * T * inputs["k"].shape[2])
 
 
-def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tuple[Numpy, Numpy]:
+def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe) -> tuple[Numpy, Numpy]:
     """Return the largest error of any score of each row, over all orders, for both maps: twice (B, h, T).
 
     A row that sees one key has one score, and all orders may be near it by chance. So `scatter_allowance` standard
@@ -119,7 +109,7 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
     """
     core = project(spec, inputs, ops_for())
     B, _, T, _ = core["q"].shape
-    orders = (*DRAWS, *MEMBERS[:members])
+    orders = (*DRAWS, *MEMBERS)
     found = np.zeros((2, len(orders), B, spec.heads, T))
     keys = np.ones((2, B, spec.heads, T))
     for part in sequences(core):

@@ -65,8 +65,6 @@ MEMBERS = (
     Order("online, 64 keys", tile=64, shift=-1.0, scale_first=True, truncate=True),
     Order("online, 16 keys from the last", tile=16, reverse=True, stored=True),
     Order("weights subtracted, op by op", subtract="weights", stored=True, terms=2, base2=True),
-    Order("two passes", terms=2, shift=1.0, truncate=True),
-    Order("online, 128 keys, op by op", tile=128, stored=True, base2=True, shift=-1.0),
 )
 
 DRAWS = (

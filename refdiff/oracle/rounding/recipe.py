@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -91,8 +92,8 @@ class Recipe:
     def of(what: Recipe | str | type | np.dtype[Any] | Mapping[str, Any] | None, **changes: Any) -> Recipe:
         """Return the recipe of a storage type, given by name or as a dtype of NumPy or torch; a Recipe as it is.
 
-        "tf32" is float32 with tf32 products. A mapping, such as a JSON object, has fields by name, and so may a text:
-        "bfloat16,lam=float32".
+        "tf32" is float32 with tf32 products. A mapping has fields by name, and so may a text: "bfloat16,lam=float32",
+        or a JSON object.
 
         Args:
             changes: fields to override.
@@ -107,6 +108,8 @@ class Recipe:
             )
         if isinstance(what, Recipe):
             return replace(what, **changes) if changes else what
+        if isinstance(what, str) and what.lstrip().startswith("{"):
+            what = json.loads(what)
         if isinstance(what, str) and "," in what:
             name, *words = what.split(",")
             what = {"storage": name.strip(), **parse_fields(words)}

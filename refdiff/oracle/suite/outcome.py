@@ -228,8 +228,8 @@ def report(
     lines = (
         f"{title}; to have it in Python:",
         "  from refdiff import oracle",
-        "  from refdiff.oracle.spec.from_text import spec_of",
-        f"  spec = spec_of({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if replaced else ""),
+        "  from refdiff.oracle.inputs.resolve import resolve_spec",
+        f"  spec = resolve_spec({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if replaced else ""),
         f"  case = {case.source}",
     )
     if found is None or found.wrong is None:

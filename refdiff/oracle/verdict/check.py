@@ -48,7 +48,6 @@ def check(
     *,
     recipe: Recipe | str | None = None,
     dout: Any = None,
-    members: int = 6,
 ) -> Verdict:
     """Judge what your kernel computed from these inputs.
 
@@ -62,7 +61,6 @@ def check(
         recipe: where the kernel rounds, which has no default; or a type's name for the usual recipe: "float32", "tf32",
             "bfloat16", "float16".
         dout: gradient of the output, of the output's shape, from which the gradients were computed.
-        members: number of valid evaluation orders that the budget is estimated from, 2 to 8.
 
     Raises:
         ValueError: inputs, shapes or names do not fit `spec`.
@@ -71,7 +69,7 @@ def check(
     given_spec, spec, recipe = spec, resolve_spec(spec, inputs), Recipe.of(recipe)
     if not callable(actual) or hasattr(actual, "shape"):
         _check_out_shape(actual, spec, inputs)
-    allowed = budget(spec, inputs, recipe, members=members, dout=dout)
+    allowed = budget(spec, inputs, recipe, dout=dout)
     outputs = collect_outputs(actual, spec, inputs, dout)
     verdict = allowed.judge(outputs)
     judged = outputs if isinstance(outputs, Mapping) else {"out": outputs}

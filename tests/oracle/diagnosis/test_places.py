@@ -27,7 +27,7 @@ OF_PLACES = {"first_key_lost", "keys_tiled", "values_tiled", "no_padding_mask", 
 def right(preset: str, dtype: str) -> tuple[np.ndarray, Budget]:
     """What a right kernel gives in an order that no budget is made of, with 70 tokens, and the budget."""
     case = natural(small_spec(preset), Structure(2, T, T), dtype)
-    return output_of(case), budget(case.spec, case.inputs, dtype, members=4)
+    return output_of(case), budget(case.spec, case.inputs, dtype)
 
 
 def planted(at: Any, value: Any, preset: str = "hf_diffllama", dtype: str = "bfloat16") -> ErrorPlaces:
@@ -92,7 +92,7 @@ def test_nan_and_infinity() -> None:
 
 def _said_of(case: Case) -> dict[str, str]:
     """The places that are said of every deviation from the spec, and of outputs that no deviation gives."""
-    known = budget(case.spec, case.inputs, case.dtype, members=4)
+    known = budget(case.spec, case.inputs, case.dtype)
     y = known.expected["out"]
     outs = {d.name: kernel(case, [d], n) for n, d in enumerate(deviations(case.spec, kind_of(case.inputs)))}
     rng = np.random.default_rng(0)

@@ -15,9 +15,9 @@ from tests.oracle.example_inputs import draw, small
 def test_a_parallel_budget_equals_the_sequential_one(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     spec = small("hf_diffllama")
     inputs = draw(spec, dtype=np.float32)
-    one = budget(spec, inputs, dtype, members=4)
+    one = budget(spec, inputs, dtype)
     monkeypatch.setattr(ensemble, "MIN_PARALLEL_SCORES", 0)
-    other = budget(spec, inputs, dtype, members=4)
+    other = budget(spec, inputs, dtype)
     assert np.array_equal(one.rows["out"], other.rows["out"])
     assert one.tensors["out"].slope == other.tensors["out"].slope
 

@@ -92,7 +92,7 @@ def outputs(noisy: int, mistakes: int, seed: int = 0) -> Iterator[tuple[str, Cas
         case = cases(profile, int(rng.integers(1000)), spec=small_spec(preset), dtype=dtype, batch=1, queries=20)[0]
         right = rounded(case.spec, case.inputs, dtype, order=n % 3)["out"]
         if n < noisy:
-            rows = budget(case.spec, case.inputs, Recipe.of(dtype), members=4).rows["out"]
+            rows = budget(case.spec, case.inputs, Recipe.of(dtype)).rows["out"]
             kind = n % len(NOISES)
             what, out = f"noise {kind}", NOISES[kind](rng, right, rows)
         elif (kind := n % (len(MAPS) + len(ENDS))) < len(MAPS):
