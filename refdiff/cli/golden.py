@@ -53,7 +53,6 @@ refdiff golden export gguf --for llama.cpp --spec attention --set sinks=true
         "A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
         "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
         "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
-        "An export replaces earlier vectors in VECTORS.",
         "--for pytest adds a test that needs NumPy and pytest alone; llama.cpp writes GGUF files, flashinfer-trace "
         "definitions and workloads of the core from rotated q and k (--set rope=none). Cases that a form has no place "
         "for are left out.",
@@ -78,15 +77,14 @@ def _export(args: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         kind = "a file" if folder.is_file() else "a device or a pipe"
         raise UsageError(f"VECTORS {folder}: got {kind}, expected a folder; name another")
-    target = getattr(args, "for")
-    replaceable = target in ("vectors", "pytest") and (folder / "index.txt").is_file()
-    if folder.is_dir() and any(folder.iterdir()) and not replaceable:
-        raise UsageError(f"VECTORS {folder}: got a folder with other files, expected a new or empty one, or vectors")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"VECTORS {folder}: got a folder with files, expected a new or empty one")
     check_folder("VECTORS", folder)
     from refdiff.oracle import golden
     from refdiff.oracle.cases.fixed import cases, small_spec
     from refdiff.oracle.inputs import is_layer
 
+    target = getattr(args, "for")
     spec, _ = spec_of(args, None, small_spec)
     recipe = None if args.recipe == "auto" else recipe_of(args.recipe)
     dtype = args.dtype if args.dtype != "auto" else "float32" if recipe is None else recipe.storage

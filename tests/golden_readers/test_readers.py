@@ -1,4 +1,4 @@
-"""The readers in C++ and Rust say what Python says: of right outputs, of wrong ones, of vectors that were changed."""
+"""The readers in C++ and Rust say what Python says: of right outputs and of wrong ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refdiff.oracle import golden
-from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, damaged, right, write_raw
+from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, right, write_raw
 
 HERE = Path(__file__).parent
 COMPILERS = {
@@ -44,13 +44,13 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(reader: Path, vectors: Path, outputs: Path) -> tuple[int, list[str]]:
     done = subprocess.run([reader, vectors, outputs], capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    return done.returncode, done.stdout.splitlines()
+    return done.returncode, sorted(done.stdout.splitlines())
 
 
 def expected(vectors: Path, outputs: Path) -> tuple[int, list[str]]:
     report = golden.verify(vectors, outputs)
     lines = [f"{name} {tensor} {of.status}" for name, v in report.cases.items() for tensor, of in v.tensors.items()]
-    return int(report.status != "pass"), lines
+    return int(report.status != "pass"), sorted(lines)
 
 
 def test_right_outputs(reader: Path, vectors: Path, tmp_path: Path) -> None:
@@ -73,30 +73,15 @@ def test_mutated_outputs(reader: Path, vectors: Path, tmp_path: Path, mutation: 
     assert [line for line in lines if line.endswith("fail")] == [f"{kind} {name} fail"]
 
 
-def test_a_damaged_index(reader: Path, vectors: Path, tmp_path: Path) -> None:
-    shutil.copytree(vectors, tmp_path / "vectors")
-    write_raw(tmp_path / "raw", {kind: {"out": of["out"]} for kind, of in right(vectors).items()})
-    index = tmp_path / "vectors" / "index.txt"
-    seen = 0
-    for what, text in damaged(index.read_bytes()):
-        index.write_bytes(text)
-        assert said(reader, index.parent, tmp_path / "raw") == (1, ["index.txt - changed"]), what
-        seen += 1
-    assert seen > 500
-    index.unlink()
-    assert said(reader, index.parent, tmp_path / "raw") == (1, ["index.txt - changed"])
-
-
-def test_any_byte_of_a_case(reader: Path, vectors: Path, tmp_path: Path) -> None:
-    shutil.copytree(vectors, tmp_path / "vectors")
+def test_no_files(reader: Path, vectors: Path, tmp_path: Path) -> None:
+    other = (1, ["index.txt is of another version"])
+    assert said(reader, tmp_path, tmp_path) == other
+    (tmp_path / "index.txt").write_text("refdiff-golden 5\ncase a\n")
+    assert said(reader, tmp_path, tmp_path) == other
     write_raw(tmp_path / "raw", {"half": {"out": right(vectors)["half"]["out"]}})
-    file = tmp_path / "vectors" / "case_half.safetensors"
-    data = file.read_bytes()
-    changes = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(0, len(data), 211)]
-    for changed in (*changes, data[:-1], data + b"\0", b""):
-        file.write_bytes(changed)
-        _, lines = said(reader, file.parent, tmp_path / "raw")
-        assert [line for line in lines if line.startswith("half ")] == ["half - changed"]
+    shutil.copy(vectors / "index.txt", tmp_path)
+    status, lines = said(reader, tmp_path, tmp_path / "raw")
+    assert (status, "half out fail" in lines) == (1, True)
 
 
 def test_missing_and_short_outputs(reader: Path, vectors: Path, tmp_path: Path) -> None:

@@ -73,9 +73,7 @@ def test_the_guide_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     said = run_all(blocks("cuda", "python|sh"), tmp_path)
     assert len(said) == 7
     assert said[0].startswith("fail: ")
-    assert said[2].startswith(
-        "pass: cases with an output: 5; tensors judged: 5; layer 2\nnot given, so not judged: dq, dk, "
-    )
+    assert said[2] == "pass: cases with an output: 5; tensors judged: 5\n"
 
 
 KERNEL = """

@@ -11,6 +11,6 @@ forms that other projects read: `export(..., target="pytest")`, "llama.cpp" or "
 """
 
 from refdiff.oracle.golden.report import Report, verify
-from refdiff.oracle.golden.write import TARGETS, export, seal_index
+from refdiff.oracle.golden.write import WRITERS, export
 
-__all__ = ["TARGETS", "Report", "export", "seal_index", "verify"]
+__all__ = ["WRITERS", "Report", "export", "verify"]

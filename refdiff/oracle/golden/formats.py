@@ -17,16 +17,18 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.cases.fixed import Case
-from refdiff.oracle.golden.vector import Numpy, Vector
+from refdiff.oracle.golden.vector import LIMIT_NAMES, Numpy, Vector
 from refdiff.oracle.inputs import AXES, kind_of
 from refdiff.oracle.inputs.arrays import safetensors_bytes
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import head_indices, lambda_init, value_heads
 
 GGUF_TYPES = {
-    "float32": 0, "float16": 1, "int8": 24, "int16": 25, "int32": 26, "int64": 27, "float64": 28, "bfloat16": 30,
+    "float32": 0, "float16": 1, "int8": 24, "int16": 25, "int32": 26, "int64": 27, "bfloat16": 30,
 }  # fmt: skip
-"""Numbers of ggml's types; booleans are written as int8."""
+"""Numbers of ggml's types."""
+NARROWED = {"bool": np.int8, "float64": np.float32}
+"""What arrays are written as that ggml has no type for, or hardly computes with."""
 FLASHINFER_FIELDS = {
     "rope": "none", "qk_norm": "none", "gate": "none", "lambda_per_head": False, "norm_over": "head",
     "norm_bias": False, "norm_per_head": False, "masked_rows": "zeros", "padded_queries": "computed",
@@ -43,22 +45,24 @@ ALIGNMENT = 32
 
 
 def gguf_files(vectors: Iterable[Vector]) -> Iterator[tuple[str, bytes]]:
-    """Yield one GGUF file for each case, with the arrays and limits of the guide."""
+    """Yield one GGUF file for each case, with the arrays and limits of the guide, float64 as float32."""
     for vector in vectors:
         values: dict[str, str | float] = {"general.architecture": "refdiff", "general.name": vector.name}
         values |= {f"refdiff.{name}": text for name, text in vector.metadata.items()}
         for tensor, limits in vector.limits.items():
-            found = {**limits, "nmse": _allowed_nmse(vector, tensor)} if tensor in vector.rows else limits
+            found = {**dict(zip(LIMIT_NAMES, limits, strict=True)), "nmse": _allowed_nmse(vector, tensor)}
             values |= {f"refdiff.{tensor}.{name}": number for name, number in found.items()}
-        yield f"{vector.name}.gguf", _encode_gguf(values, vector.arrays)
+        arrays = {name: x.astype(NARROWED.get(x.dtype.name, x.dtype)) for name, x in vector.arrays.items()}
+        yield f"{vector.name}.gguf", _encode_gguf(values, arrays)
 
 
 def _allowed_nmse(vector: Vector, tensor: str) -> float:
     """Return the largest normalized squared error, as test-backend-ops has it, within the allowances of all rows."""
-    hi, allowed = vector.arrays[f"expected.{tensor}.hi"], vector.arrays[f"budget.{tensor}"]
-    judged = np.isfinite(allowed) & np.isfinite(hi).all(axis=-1)
-    squares = np.square(hi[judged], dtype=np.float64).sum()
-    most = hi.shape[-1] * np.square(vector.limits[tensor]["row"] * allowed[judged].astype(np.float64)).sum()
+    y, allowed = vector.arrays[f"expected.{tensor}"], vector.arrays[f"budget.{tensor}"].ravel().astype(np.float64)
+    y = y.reshape(len(allowed), y.size // max(1, len(allowed)))
+    judged = np.isfinite(allowed) & np.isfinite(y).all(axis=-1)
+    squares = np.square(y[judged]).sum()
+    most = y.shape[-1] * np.square(vector.limits[tensor][0] * allowed[judged]).sum()
     return float(most / squares) if squares else 0.0
 
 
@@ -76,8 +80,7 @@ def _encode_gguf(values: Mapping[str, str | float], arrays: Mapping[str, Numpy])
         typed = struct.pack("<I", 8) + string(value) if isinstance(value, str) else struct.pack("<If", 6, value)
         head += string(key) + typed
     body = b""
-    for name, array in arrays.items():
-        x = array.astype(np.int8) if array.dtype == np.bool_ else array
+    for name, x in arrays.items():
         shape = x.shape[::-1] or (1,)
         head += string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
         head += struct.pack("<IQ", GGUF_TYPES[x.dtype.name], len(body))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,61 +25,48 @@ class Vector:
     """A case with what it expects.
 
     inputs: by name, with `dout` if gradients are asked for. arrays: those of the guide, by name. limits: for each
-    judged tensor its `LIMIT_NAMES`; rows: the names of those that are judged by rows.
+    judged tensor the values of `LIMIT_NAMES`. metadata: spec and recipe as JSON.
     """
 
     name: str
     case: Case
-    recipe: Recipe
     inputs: dict[str, Numpy]
     arrays: dict[str, Numpy]
-    limits: dict[str, dict[str, float]]
-    rows: tuple[str, ...]
+    limits: dict[str, tuple[float, ...]]
+    metadata: dict[str, str]
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Spec and recipe as JSON."""
-        return {"spec": json.dumps(self.case.spec.to_dict()), "recipe": json.dumps(self.recipe.to_dict())}
 
-    @staticmethod
-    def of(name: str, case: Case, recipe: Recipe, gradients: bool) -> Vector:
-        """Compute what a case expects."""
-        inputs = {of: np.asarray(x) for of, x in case.inputs.items()} | ({"dout": case.dout} if gradients else {})
-        found = budget(case.spec, case.inputs, recipe, dout=inputs.get("dout"))
-        arrays = {f"inputs.{of}": x for of, x in inputs.items()}
-        limits = {tensor: _add_judged_tensor(tensor, found, arrays) for tensor in found.names}
-        return Vector(name, case, recipe, inputs, arrays, limits, tuple(found.tensors))
+def make_vector(name: str, case: Case, recipe: Recipe, gradients: bool) -> Vector:
+    """Compute what a case expects."""
+    inputs = {of: np.asarray(x) for of, x in case.inputs.items()} | ({"dout": case.dout} if gradients else {})
+    found = budget(case.spec, case.inputs, recipe, dout=inputs.get("dout"))
+    arrays = {f"inputs.{of}": x for of, x in inputs.items()}
+    limits = {tensor: _add_judged_tensor(tensor, found, arrays) for tensor in found.names}
+    metadata = {"spec": json.dumps(case.spec.to_dict()), "recipe": json.dumps(recipe.to_dict())}
+    return Vector(name, case, inputs, arrays, limits, metadata)
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, float]:
-    """Add the arrays of one judged tensor to `arrays`; return its limits."""
-    limits = {**dict.fromkeys(LIMIT_NAMES, 0.0), "row": 1.0}
+def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> tuple[float, ...]:
+    """Add the arrays of one judged tensor to `arrays`; return its limits.
+
+    The truth is infinite where it overflows the storage type. A row is not judged if it has a number so near to the
+    largest of the type that correct kernels may overflow or not.
+    """
     padded = found.padded(name)
     if (tensor := found.tensors.get(name)) is None:
-        expected, allowed = found.absolute(name)
-        limits["certain"] = found.judge({name: expected}).status == PASS
+        expected, allowed = found.absolute(name)  # a row is one number, and any slope is allowed
+        limits = (1.0, 1.0, 1e30, float(found.judge({name: expected}).status == PASS))
     else:
         expected, allowed = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
         padded = None if padded is None else padded[..., 0]
-        limits |= {"row": LIMITS.row, "bulk": LIMITS.bulk, "slope": slope_limit(tensor)}
-        limits["certain"] = uncertain_share(tensor) <= LIMITS.share
-    allowed = np.where(False if padded is None else padded, np.inf, allowed)
-    arrays[f"budget.{name}"] = np.broadcast_to(allowed, expected.shape[: allowed.ndim]).astype(np.float32)
-    arrays[f"expected.{name}"] = np.asarray(expected, dtype=np.float64)
-    arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = _split_float64(expected, found.recipe.storage)
+        limits = (LIMITS.row, LIMITS.bulk, slope_limit(tensor), float(uncertain_share(tensor) <= LIMITS.share))
+    exact, storage = np.asarray(expected, dtype=np.float64), FORMATS[found.recipe.storage]
+    stored = round_to(exact, found.recipe.storage)
+    edge = (np.isfinite(stored) ^ (np.abs(exact) < storage.top * (1 - 2 * storage.u))) & ~np.isnan(exact)
+    allowed = np.broadcast_to(allowed, exact.shape[: np.ndim(allowed)])
+    unjudged = edge if allowed.ndim == exact.ndim else edge.any(axis=-1)
+    allowed = np.where(unjudged if padded is None else unjudged | padded, np.inf, allowed)
+    arrays[f"budget.{name}"] = allowed.astype(np.float32)
+    arrays[f"expected.{name}"] = np.where(np.isfinite(stored), exact, stored)
     return limits
-
-
-def _split_float64(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
-    """Split float64 numbers into sums of two float32 numbers, `hi` + `lo`.
-
-    hi is infinite where the number overflows the storage type. lo is NaN where the number is so near to the largest of
-    the type that correct kernels may overflow or not.
-    """
-    stored = round_to(np.asarray(x, dtype=np.float64), storage)
-    hi = np.where(np.isfinite(stored), x, stored).astype(np.float32)
-    lo = np.where(np.isfinite(hi), x - hi.astype(np.float64), 0.0)
-    top = FORMATS[storage].top * (1 - 2 * FORMATS[storage].u)
-    edge = np.isfinite(stored) ^ (np.abs(x) < top)
-    return hi, np.where(edge & ~np.isnan(x), math.nan, lo).astype(np.float32)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,19 +13,13 @@ from pathlib import Path
 from refdiff.files import new_folder, replace_atomically
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.golden.formats import flashinfer_trace_files, gguf_files, serves
-from refdiff.oracle.golden.vector import Vector
+from refdiff.oracle.golden.vector import Vector, make_vector
 from refdiff.oracle.inputs.arrays import safetensors_bytes
 from refdiff.oracle.rounding.recipe import Recipe
 
-FORMAT = "refdiff-golden 5"
+FORMAT = "refdiff-golden 6"
 INDEX = "index.txt"
 STANDALONE = Path(__file__).with_name("standalone.py")
-TARGETS = ("vectors", "pytest", "llama.cpp", "flashinfer-trace")
-"""What `export` writes: refdiff's own files, these with a test that needs NumPy and pytest alone, or another form."""
-OFFSETS = {"hi": "expected.{}.hi", "lo": "expected.{}.lo", "budget": "budget.{}"}
-"""The columns of the index with the byte offset of an array, and the array's name."""
-COLUMNS = ("hi", "lo", "budget", "row", "bulk", "slope", "certain")
-"""The columns of a tensor's line in the index after its name, kind, n and width."""
 
 
 def export(
@@ -42,8 +35,7 @@ def export(
     The guide `refdiff/oracle/guides/vectors.md` describes the files of each target.
 
     Args:
-        path: the folder, created if it does not exist. Of "vectors" and "pytest" the cases of an earlier export are
-            replaced or removed; the others need an empty one.
+        path: a new or empty folder.
         cases: from `oracle.cases`.
         recipe: where the kernels round; None is the usual recipe of each case's dtype.
         gradients: also write the expected gradients for the gradient `dout` of the output.
@@ -53,35 +45,29 @@ def export(
         The names of the cases that are left out because the form of the target has no place for them.
 
     Raises:
-        OSError: the disk is full or not writable; an earlier export stays as it was.
-        ValueError: there are no cases, or two have the same name; the target is unknown, its folder is not empty, or
-            it has no form for the spec or for any of the cases.
+        OSError: the disk is full or not writable; nothing is left.
+        ValueError: there are no cases, or two have the same name; the folder is not empty; or the target is unknown, or
+            has no form for the spec or for any of the cases.
     """
-    if target not in TARGETS:
-        raise ValueError(f"target: got {target!r}, expected one of {', '.join(TARGETS)}")
+    if target not in WRITERS:
+        raise ValueError(f"target: got {target!r}, expected one of {', '.join(WRITERS)}")
     named = [(re.sub(r"[^A-Za-z0-9_.-]", "_", case.name).strip(".") or "case", case) for case in cases]
     if not named:
         raise ValueError("cases: got none, expected at least one; take them from oracle.cases")
     if twice := sorted(name for name, count in Counter(name for name, _ in named).items() if count > 1):
         raise ValueError(f"two cases have one name: {twice}")
     folder, own = Path(path), target in ("vectors", "pytest")
-    if not own and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: got a folder with files, expected a new or empty one for {target}")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: got a folder with files, expected a new or empty one")
     served = {name: case for name, case in named if own or serves(target, case)}
     if not served:
         raise ValueError(f"cases: got none that {target} has a form for, expected dense ones that are not empty")
-    earlier = set(folder.glob(case_file("*"))) if own and (folder / INDEX).is_file() else set()
     gradients = gradients and target != "flashinfer-trace"
-    vectors = (Vector.of(name, case, Recipe.of(recipe or case.dtype), gradients) for name, case in served.items())
-    with new_folder(folder), contextlib.ExitStack() as written:  # files are replaced at the end
+    vectors = (make_vector(name, case, Recipe.of(recipe or case.dtype), gradients) for name, case in served.items())
+    with new_folder(folder), contextlib.ExitStack() as written:  # files appear at the end
         for name, data in WRITERS[target](vectors):
             written.enter_context(new_folder((folder / name).parent))
-            file = written.enter_context(replace_atomically(folder / name))
-            file.write(data)
-            file.flush()
-            earlier.discard(folder / name)
-    for unused in earlier:
-        unused.unlink()
+            written.enter_context(replace_atomically(folder / name)).write(data)
     return tuple(name for name, _ in named if name not in served)
 
 
@@ -90,18 +76,13 @@ def case_file(name: str) -> str:
     return f"case_{name}.safetensors"
 
 
-def seal_index(text: str, cases: int) -> bytes:
-    """Return an index: its first line, with the CRC-32 of the other lines, and these lines."""
-    return f"{FORMAT} {cases} {zlib.crc32(text.encode()):08x}\n{text}".encode()
-
-
 def _vector_files(vectors: Iterable[Vector]) -> Iterator[tuple[str, bytes]]:
-    lines = []
+    index = f"{FORMAT}\n"
     for vector in vectors:
-        data, text = _encode(vector)
-        lines.append(text)
+        data = b"".join(safetensors_bytes(vector.arrays, {"format": FORMAT, **vector.metadata}))
+        index += _index_lines(vector, data)
         yield case_file(vector.name), data
-    yield INDEX, seal_index("".join(lines), len(lines))
+    yield INDEX, index.encode()
 
 
 def _pytest_files(vectors: Iterable[Vector]) -> Iterator[tuple[str, bytes]]:
@@ -109,24 +90,21 @@ def _pytest_files(vectors: Iterable[Vector]) -> Iterator[tuple[str, bytes]]:
     yield "test_vectors.py", STANDALONE.read_bytes()
 
 
-def _encode(vector: Vector) -> tuple[bytes, str]:
-    """Return the bytes of a case's file and its lines of the index."""
-    arrays = vector.arrays
-    data = b"".join(safetensors_bytes(arrays, {"format": FORMAT, **vector.metadata}))
-    start = 8 + int.from_bytes(data[:8], "little")
+def _index_lines(vector: Vector, data: bytes) -> str:
+    """Return the lines of the index of a case whose file has these bytes."""
+    arrays, start = vector.arrays, 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     begin = {of: start + header[of]["data_offsets"][0] for of in arrays}
-    name = vector.name
-    lines = [f"case {name} {case_file(name)} {len(data)} {zlib.crc32(data):08x} {len(vector.limits)}"]
+    lines = [f"case {vector.name} {case_file(vector.name)}"]
     for tensor, limits in vector.limits.items():
-        columns = limits | {column: begin.get(key.format(tensor), 0) for column, key in OFFSETS.items()}
-        kind, width = ("rows", arrays[f"expected.{tensor}"].shape[-1]) if tensor in vector.rows else ("numbers", 1)
-        numbers = " ".join(f"{columns[column]:.17g}" for column in COLUMNS)
-        lines.append(f"{tensor} {kind} {arrays[f'budget.{tensor}'].size} {width} {numbers}")
+        expected, budget = f"expected.{tensor}", f"budget.{tensor}"
+        width = arrays[expected].shape[-1] if arrays[expected].ndim > arrays[budget].ndim else 1
+        numbers = " ".join(f"{x:.17g}" for x in limits)
+        lines.append(f"{tensor} {arrays[budget].size} {width} {begin[expected]} {begin[budget]} {numbers}")
     for of, x in vector.inputs.items():
         sizes = " ".join(map(str, (x.ndim, *x.shape)))
         lines.append(f"input {of} {x.dtype.name} {begin[f'inputs.{of}']} {sizes}")
-    return data, "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 WRITERS: dict[str, Callable[[Iterable[Vector]], Iterator[tuple[str, bytes]]]] = {
@@ -135,3 +113,4 @@ WRITERS: dict[str, Callable[[Iterable[Vector]], Iterator[tuple[str, bytes]]]] = 
     "llama.cpp": gguf_files,
     "flashinfer-trace": flashinfer_trace_files,
 }
+"""What `export` writes: refdiff's own files, these with a test that needs NumPy and pytest alone, or another form."""

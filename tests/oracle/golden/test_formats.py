@@ -52,7 +52,7 @@ def test_right_outputs_pass_without_refdiff(folder: Path) -> None:
     status, text = run(folder, some)
     assert f"[{len(KINDS) - 1}] test_vectors.py" in text, text
     assert "the kernel does not serve it" in text
-    assert golden.verify(folder, folder).missing == tuple(KINDS)  # it is a folder of vectors as well
+    assert golden.verify(folder, folder).missing == tuple(sorted(KINDS))  # it is a folder of vectors as well
 
 
 @pytest.mark.slow
@@ -109,5 +109,5 @@ def test_arguments(tmp_path: Path) -> None:
     ):
         golden.export(tmp_path / "a", [case("packed")], target="flashinfer-trace")
     (tmp_path / "notes.txt").touch()
-    with says(ValueError, f"{tmp_path}: got a folder with files, expected a new or empty one for llama.cpp"):
+    with says(ValueError, f"{tmp_path}: got a folder with files, expected a new or empty one"):
         golden.export(tmp_path, [case("v2")], target="llama.cpp")

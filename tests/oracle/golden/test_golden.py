@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,10 @@ import pytest
 
 from refdiff.errors import CheckpointError
 from refdiff.oracle import budget, check, golden, truth
-from refdiff.oracle.golden import seal_index
 from refdiff.oracle.inputs.arrays import write_arrays
 from tests.layers.inputs import says
 from tests.oracle.arrays import same_bits
-from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, damaged, read_cases, right, write_raw
+from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, read_cases, right, write_raw
 from tests.tolerances import FLOAT64, close
 
 
@@ -44,7 +42,7 @@ def test_the_files_of_a_case(vectors: Path, kind: str) -> None:
     for name, x in {**of.inputs, "dout": of.dout}.items():
         assert same_bits(read.arrays[f"inputs.{name}"], np.asarray(x))
     found = budget(of.spec, of.inputs, of.dtype, dout=of.dout)
-    assert (read.spec, read.recipe, tuple(read.kinds)) == (of.spec, found.recipe, found.names)
+    assert (read.spec, read.recipe, tuple(read.tensors)) == (of.spec, found.recipe, found.names)
     expected = truth(of.spec, of.inputs, dout=of.dout)
     close(read.arrays["expected.out"], expected.out, FLOAT64)
     close(read.arrays["expected.dv"], expected.grads["v"], FLOAT64)
@@ -82,15 +80,15 @@ def test_mutated_outputs(vectors: Path, tmp_path: Path, mutation: str) -> None:
 
 
 def test_the_mistake_of_the_first_failure(tmp_path: Path) -> None:
-    golden.export(tmp_path / "vectors", [case("whole"), case("half")])
+    golden.export(tmp_path / "vectors", [case("whole"), case("unseen")])
     wrong = right(tmp_path / "vectors")
-    for name in ("whole", "half"):
+    for name in ("whole", "unseen"):
         of = case(name)
         wrong[name] = {"out": truth(of.spec.replace(pairing="interleaved"), of.inputs).out.astype("<f4")}
     report = verified(tmp_path / "vectors", wrong, tmp_path, diagnose=True)
-    assert [(name, found.name) for name, found in report.diagnosis.items()] == [("whole", "interleaved_pairs")]
+    assert [(name, found.name) for name, found in report.diagnosis.items()] == [("unseen", "interleaved_pairs")]
     assert "\ndiagnosis: unique: interleaved_pairs" in str(report)
-    assert report.to_dict()["diagnosis"]["whole"] == report.diagnosis["whole"].to_dict()
+    assert report.to_dict()["diagnosis"]["unseen"] == report.diagnosis["unseen"].to_dict()
 
 
 def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
@@ -101,14 +99,14 @@ def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
     assert "missing: no out in .safetensors, .npz or .out.f32 of half, v2" in str(report)
     with says(CheckpointError, f"{tmp_path / 'nowhere'}: no folder of outputs"):
         golden.verify(vectors, tmp_path / "nowhere")
-    assert golden.verify(vectors, tmp_path).missing == tuple(KINDS)
+    assert golden.verify(vectors, tmp_path).missing == tuple(sorted(KINDS))
 
 
 def test_outputs_that_do_not_fit(one: Path, tmp_path: Path) -> None:
     out = right(one)["v2"]["out"]
     report = verified(one, {"v2": {"out": out}}, tmp_path)
     assert report
-    assert report.unjudged == {"v2": ("lse1", "lse2", "lambda_full")}
+    assert list(report.cases["v2"].tensors) == ["out"]
     raw = tmp_path / "raw" / "v2.out.f32"
     signalling = out.copy()
     signalling.view(np.uint32).flat[3] = 0x7F800001
@@ -118,15 +116,15 @@ def test_outputs_that_do_not_fit(one: Path, tmp_path: Path) -> None:
     with says(CheckpointError, f"{raw}: got 224 bytes, expected 256: out has the shape (1, 2, 4, 8), in float32"):
         golden.verify(one, raw.parent)
     for arrays, why in (
-        ({"out": out[0]}, r"v2: out: got shape \(2, 4, 8\), expected \(1, 2, 4, 8\)"),
-        ({"out": out, "result": out}, r"v2: 'result' cannot be judged: there are out, lse1"),
-        ({"out": out.astype(np.int32)}, r"v2: out: got dtype int32, expected float64"),
+        ({"out": out[0]}, r"v2: cannot be judged: out: got shape \(2, 4, 8\), expected \(1, 2, 4, 8\)"),
+        ({"out": out, "result": out}, r"v2: cannot be judged: 'result' cannot be judged: there are out, lse1"),
+        ({"out": out.astype(np.int32)}, r"v2: cannot be judged: out: got dtype int32, expected float64"),
     ):
         write_arrays(tmp_path / "v2.safetensors", arrays, {})
         with pytest.raises(CheckpointError, match=why):
             golden.verify(one, tmp_path)
-    np.savez(tmp_path / "v2.npz", out=out)
-    with says(CheckpointError, f"{tmp_path / 'v2.safetensors'}: v2 has outputs in v2.npz too; leave one of them"):
+    out.tofile(tmp_path / "v2.out.f32")
+    with says(CheckpointError, f"{tmp_path / 'v2.safetensors'}: v2 has outputs in v2.out.f32 too; leave one of them"):
         golden.verify(one, tmp_path)
 
 
@@ -138,81 +136,47 @@ def test_arguments(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_earlier_export(one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    before = {path.name: path.read_bytes() for path in one.iterdir()}
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        golden.export(one, [case("half")], gradients=False)
-    assert Path(caught.value.filename).parent == one
-    assert {path.name: path.read_bytes() for path in one.iterdir()} == before
+        golden.export(tmp_path / "vectors", [case("half")], gradients=False)
+    assert Path(caught.value.filename).parent == tmp_path / "vectors"
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_an_earlier_export_go_and_others_stay(one: Path) -> None:
-    (one / "notes.txt").touch()
-    golden.export(one, [case("half")], gradients=False)
-    assert {path.name for path in one.iterdir()} == {"index.txt", "case_half.safetensors", "notes.txt"}
-
-
-def test_a_damaged_index(one: Path, tmp_path: Path) -> None:
-    index = one / "index.txt"
-    for what, text in damaged(index.read_bytes()):
-        index.write_bytes(text)
-        with pytest.raises(CheckpointError, match=r"index\.txt: "):
-            pytest.fail(f"{what}: {golden.verify(one, tmp_path)}")
-    index.write_bytes(b"refdiff-golden 2 1 00000000\n")
-    with says(CheckpointError, f"{index}: got 'refdiff-golden 2 1 00000000', expected 'refdiff-golden 5'; export the "
-              "files again"):  # fmt: skip
-        golden.verify(one, tmp_path)
-    index.unlink()
-    with pytest.raises(CheckpointError, match=r"index\.txt: no such file"):
-        golden.verify(one, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("byte", "its bytes have been changed: CRC-32 is not the index's; export the files again"),
-        ("longer", "larger than"),
-        ("gone", "no such file"),
-        ("link", "is a link that leads out"),
-        ("pipe", "a named pipe"),
-    ],
-)
-def test_a_changed_case(one: Path, tmp_path: Path, change: str, says: str) -> None:
+@pytest.mark.parametrize("change", ["longer", "gone", "link", "pipe"])
+def test_a_changed_case(one: Path, tmp_path: Path, change: str) -> None:
     file = one / "case_v2.safetensors"
-    data = bytearray(file.read_bytes())
+    data = file.read_bytes()
     file.unlink()
     if change == "pipe":
         os.mkfifo(file)
     elif change == "link":
         (tmp_path / "secret").write_bytes(data)
         file.symlink_to(tmp_path / "secret")
-    elif change != "gone":
-        data[len(data) // 2] ^= change == "byte"
-        file.write_bytes(data + b"\0" * (change == "longer"))
-    with pytest.raises(CheckpointError, match=f"case_v2.safetensors.*{says}"):
+    elif change == "longer":
+        file.write_bytes(data + b"\0")
+    said = {"longer": "bytes", "gone": "no test vectors", "link": "is a link that leads out", "pipe": "a named pipe"}
+    with pytest.raises(CheckpointError, match=said[change]):
         golden.verify(one, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "metadata", "says"),
+    ("metadata", "says"),
     [
-        *((name, {}, "is not a plain name of a file in this folder") for name in ("../a", "/a", "a\x1b[2J")),
-        ("a", {}, "its bytes have been changed: 'spec'"),
-        ("a", {"spec": "{", "recipe": "{}"}, "its bytes have been changed: Expecting"),
-        ("a", {"spec": "[]", "recipe": "{}"}, "its bytes have been changed: .* mapping"),
-        ("a", {"spec": '{"head_dim": "1"}', "recipe": "{}"}, "its bytes have been changed: "),
+        ({}, "'spec'"),
+        ({"spec": "{", "recipe": "{}"}, "Expecting"),
+        ({"spec": "[]", "recipe": "{}"}, ".* mapping"),
+        ({"spec": '{"head_dim": "1"}', "recipe": "{}"}, ""),
     ],
 )
-def test_vectors_of_somebody_elses(tmp_path: Path, name: str, metadata: dict[str, str], says: str) -> None:
-    """With a right CRC-32, but names and fields that no export writes."""
-    file = tmp_path / "case_a.safetensors"
-    write_arrays(file, {"inputs.q": np.ones(3), "expected.out": np.ones(3)}, metadata)
-    data = file.read_bytes()
-    line = f"case {name} case_{name}.safetensors {len(data)} {zlib.crc32(data):08x} 1\nout rows\n"
-    (tmp_path / "index.txt").write_bytes(seal_index(line, 1))
-    with pytest.raises(CheckpointError, match=says):
-        golden.verify(tmp_path, tmp_path)
+def test_vectors_of_somebody_elses(tmp_path: Path, metadata: dict[str, str], says: str) -> None:
+    """With fields that no export writes."""
+    arrays = {"inputs.q": np.ones(3), "expected.out": np.ones(3)}
+    write_arrays(tmp_path / "case_a.safetensors", arrays, metadata)
+    write_raw(tmp_path / "raw", {"a": {"out": np.ones(3, dtype=np.float32)}})
+    with pytest.raises(CheckpointError, match=f"a: cannot be judged: {says}"):
+        golden.verify(tmp_path, tmp_path / "raw")

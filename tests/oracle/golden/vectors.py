@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ import numpy as np
 from refdiff.oracle import Case, Recipe, Spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.golden import seal_index
 from refdiff.oracle.inputs.arrays import read_arrays
 
 HF = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=2)
@@ -38,12 +36,12 @@ def case(kind: str) -> Case:
 
 
 class Read(NamedTuple):
-    """A case as its files have it; `kinds` is "rows" or "numbers" for each judged tensor."""
+    """A case as its files have it; `tensors` are those that are judged."""
 
     spec: Spec
     recipe: Recipe
     arrays: dict[str, np.ndarray]
-    kinds: dict[str, str]
+    tensors: list[str]
 
 
 def read_cases(folder: Path) -> dict[str, Read]:
@@ -54,9 +52,9 @@ def read_cases(folder: Path) -> dict[str, Read]:
         if word == "case":
             arrays, metadata = read_arrays(folder / more[0])
             spec, recipe = Spec(**json.loads(metadata["spec"])), Recipe(**json.loads(metadata["recipe"]))
-            found[second] = Read(spec, recipe, arrays, {})
+            found[second] = Read(spec, recipe, arrays, [])
         elif word != "input":
-            list(found.values())[-1].kinds[word] = second
+            list(found.values())[-1].tensors.append(word)
     return found
 
 
@@ -66,10 +64,11 @@ def right(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     for name, read in read_cases(folder).items():
         storage = read.recipe.storage
         dtype = ml_dtypes.bfloat16 if storage == "bfloat16" else np.dtype(storage)
-        found[name] = {
-            tensor: read.arrays[f"expected.{tensor}"].astype(dtype if kind == "rows" else np.float32).astype("<f4")
-            for tensor, kind in read.kinds.items()
-        }
+        found[name] = {}
+        for tensor in read.tensors:
+            x = read.arrays[f"expected.{tensor}"]
+            in_rows = x.ndim > read.arrays[f"budget.{tensor}"].ndim
+            found[name][tensor] = x.astype(dtype if in_rows else np.float32).astype("<f4")
     return found
 
 
@@ -79,24 +78,6 @@ def write_raw(folder: Path, outputs: dict[str, dict[str, np.ndarray]]) -> None:
     for name, arrays in outputs.items():
         for tensor, x in arrays.items():
             x.tofile(folder / f"{name}.{tensor}.f32")
-
-
-def damaged(index: bytes) -> Iterator[tuple[str, bytes]]:
-    """An index as it may arrive: cut off, without some of its lines, with one bit turned over, or with no cases."""
-    lines = index.splitlines(keepends=True)
-    for n in range(len(lines)):
-        yield f"{n} lines", b"".join(lines[:n])
-        yield f"all but line {n}", b"".join(lines[:n] + lines[n + 1 :])
-    yield "without its last byte", index[:-1]
-    starts = [n for n, line in enumerate(lines) if line.startswith(b"case ")]
-    for begin, end in itertools.pairwise([*starts, len(lines)]):
-        yield f"all but the case in lines {begin} to {end}", b"".join(lines[:begin] + lines[end:])
-    first = len(lines[0])
-    for at in sorted({*range(first + 60), *range(first, len(index), 97), len(index) - 1}):
-        for n in range(8) if at < first else (at % 8,):
-            yield f"bit {n} of byte {at}", index[:at] + bytes([index[at] ^ 1 << n]) + index[at + 1 :]
-    yield "no cases", seal_index("", 0)
-    yield "one case fewer than it says", seal_index(b"".join(lines[1 : starts[-1]]).decode(), len(starts))
 
 
 def _put(at: tuple[Any, ...], change: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
