@@ -113,6 +113,42 @@ def test_numbers_in_the_text_are_those_of_the_data(folder: Path) -> None:
     }
 
 
+def test_the_first_picture_is_a_row_of_the_plain_model() -> None:
+    """What "youngest" takes from each token: its bars in the text and end to end, and the numbers told of them."""
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(SMALL_MODELS / "plain")
+    tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+    (text,) = re.findall(r"<p>“(There was once .*?) …”", ARTICLE)
+    ids = tokenizer.encode(text)
+    words = ["start", *(tokenizer.decode([i]).strip() for i in ids[1:])]
+    wanted = np.isin(words, ("king", "son"))
+    last = viz.attention_maps(model, ids, tokenizer).first[:, :, -1]  # (layer, head, key)
+    in_wanted = last[..., wanted].sum(axis=-1)
+    row = last.reshape(-1, len(ids))[in_wanted.argmax()]
+    assert f"of {in_wanted.size} heads the one that gives “king” and “son” most" in ARTICLE
+    assert f"The same {len(row)} weights" in ARTICLE
+
+    (figure,) = re.findall(r'<figure id="looks">.*?</figure>', ARTICLE, flags=re.DOTALL)
+    above, end_to_end, told = re.split(r'<svg class="end-to-end"|<figcaption>', figure)
+    tokens = re.findall(r'<span(.*?)>.*?height="([\d.]+)"/>(.*?)</svg>(.*?)</span>', above)
+    assert [re.sub("<.*?>", "", token) for *_, token in tokens] == words
+    assert ["framed" in kind for kind, *_ in tokens] == wanted.tolist()
+    np.testing.assert_allclose([float(height) / 250 for _, height, *_ in tokens], row, atol=0.05 / 250)
+    assert [numbers(re.sub("<.*?>", "", x)) for _, _, x, _ in tokens if x] == [[round(x, 2)] for x in row[wanted]]
+
+    placed = re.findall(r'x="([\d.]+)" y="4" width="([\d.]+)"', end_to_end)
+    starts, widths = np.array(placed, dtype=float).T / 380
+    in_order = [*row[wanted], *np.sort(row[~wanted])[::-1]]
+    np.testing.assert_allclose(widths, in_order, atol=0.051 / 380)
+    np.testing.assert_allclose(starts, np.cumsum([0, *in_order[:-1]]), atol=0.051 / 380)
+    shares = [round(100 * float(row[some].sum())) for some in (wanted, ~wanted)]
+    assert re.findall(r": (\d+)\s%", end_to_end) == list(map(str, shares))
+    first, second = np.sort(row[np.array(words) == "son"])[::-1]
+    rest = (row[words.index("king")], row[~wanted].max())
+    assert numbers(re.sub("<.*?>", "", told.split("<p>")[1])) == [
+        *(round(float(x), 2) for x in (first, second, *rest)), shares[0], (~wanted).sum(), shares[1]
+    ]  # fmt: skip
+
+
 def test_the_parts_of_the_favorite_are_measured() -> None:
     """The favorite's share of the weights and its part of the output, before and after, by layer."""
     model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
