@@ -216,7 +216,7 @@ NO_THRESHOLDS = {
     "MIN_EXPONENT", "MAX_EXPONENT", "SMALLEST_NORMAL",  # of number formats
     "RMS_ROUNDING", "ROUNDINGS",  # what roundings add up to
     "SATURATED",  # of numerical methods: differences, equality, divisions
-    "LAMBDAS", "FAR_GAIN", "RIGHT",  # values of cases, and a factor of mistakes
+    "LAMBDAS", "FAR_GAIN",  # values of cases
 }  # fmt: skip
 
 

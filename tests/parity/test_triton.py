@@ -32,8 +32,8 @@ FORWARD = {
     "no_output_scale": ("((1 - lambda_init) * normed)", "normed"),
 }
 BACKWARD = {
-    "gradient_not_scaled": ("1 / math.sqrt(d))", "1.0)"),
-    "log2e_in_query_gradient": ("store(DQ, dq * unit", "store(DQ, dq * scale"),
+    "factor of dq, dk = 4": ("1 / math.sqrt(d))", "1.0)"),
+    "factor of dq = 1.443": ("store(DQ, dq * unit", "store(DQ, dq * scale"),
     "no_row_sums": (" - delta[:, None])", ")"),
     "gradient_of_one_query_head": ("range(of_k * N, of_k", "range(of_k * N + N - 1, of_k"),
     "value_gradient_of_first_map_only": ("dv += tl", "dv += (1 - i) * tl"),

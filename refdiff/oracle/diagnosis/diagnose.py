@@ -213,7 +213,7 @@ def _diagnose_others(own: Budget, given: Mapping[str, Numpy], dout: Any, most: i
     if wrong_gradients:
         gradients = {n: to_float64(x) for n, x in others.items() if n in own.expected and n.startswith("d")}
         case = Case(own, gradients, round_to(read_output(dout, "dout").astype(np.float64), own.recipe.storage))
-        search = Search(case, wrong_derivatives(own.spec, own.recipe, case.kind, wrong_gradients))
+        search = Search(case, wrong_derivatives(own.spec, case.kind, wrong_gradients))
 
         def more() -> Iterator[Hypothesis]:
             yield from zeros(case)

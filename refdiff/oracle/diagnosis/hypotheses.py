@@ -25,7 +25,6 @@ from refdiff.oracle.mistakes.listed import (
     needs_two_maps,
     shrink_spec,
 )
-from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -99,17 +98,10 @@ def hypotheses(spec: Spec, inputs: Inputs, kind: str, recipe: Recipe, *, sampled
     yield factor(("out",), 1.0 if is_layer(inputs) else out_factor(spec, inputs, ops_for()))
 
 
-def wrong_derivatives(spec: Spec, recipe: Recipe, kind: str, names: Sequence[str]) -> Iterator[Hypothesis]:
+def wrong_derivatives(spec: Spec, kind: str, names: Sequence[str]) -> Iterator[Hypothesis]:
     """Yield the hypotheses of wrong gradients of a correct output, the names of which are given."""
-    every = in_backward.GENERAL_BACKWARD_MISTAKES if spec.is_plain else in_backward.BACKWARD_MISTAKES
-    found = [m for m in every if m.name != "gradient_of_one_query_head"]
-    shared = spec.heads // spec.key_groups
-    for alone in (True, False)[: shared - 1]:  # of two heads, all but one is the other alone
-        found += [in_backward.query_head_mistake(n, shared, alone=alone) for n in range(shared)]
-    if shared > 1 and spec.key_groups > 1:
-        found.append(in_backward.tiled_heads_mistake(spec.key_groups, tiled=spec.group_order == "blocks"))
-    found += [in_backward.lse_mistake(t) for t in ("bfloat16", "float16") if FORMATS[t].u > FORMATS[recipe.storage].u]
-    found += [] if spec.softcap is None else [in_backward.softcap_mistake(spec.softcap)]
+    found = in_backward.GENERAL_BACKWARD_MISTAKES if spec.is_plain else in_backward.BACKWARD_MISTAKES
+    found += () if spec.softcap is None else (in_backward.softcap_mistake(spec.softcap),)
     for d in (*(d for d in deviations(spec, kind) if d.wrong is None), *found):
         yield of_mistake(d if d.wrong is None else replace(d, axis=d.name))
     groups = [(name,) for name in names] + ([tuple(names)] if len(names) > 1 else [])
@@ -227,9 +219,9 @@ def _numbers(spec: Spec, inputs: Inputs) -> Iterator[Hypothesis]:
 
 def factor(tensors: tuple[str, ...], own: Any = 1.0) -> Hypothesis:
     """Return the hypothesis of a factor of some tensors, beside the one that the spec has."""
-    which, what = ("all gradients", "All gradients are") if len(tensors) > 1 else (tensors[0], f"{tensors[0]} is")
+    which, verb = ", ".join(tensors), "are" if len(tensors) > 1 else "is"
     has = f" beside the {np.ravel(own)[0]:.4g} of the spec" if np.size(own) == 1 and np.all(own != 1) else ""
-    what = f"{what} multiplied by {{:.5g}}{has}."
+    what = f"{which} {verb} multiplied by {{:.5g}}{has}."
     edit = finish(tensors, lambda x, value: value * x)
     return Hypothesis(f"factor of {which}", what, f"factor {which}", edit, None, float, tensors)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ import numpy as np
 from refdiff.arrays import Array
 from refdiff.layers.activation import activation
 from refdiff.layers.diff_attention import attention_scores, attention_weights, split_maps
-from refdiff.layers.linear import linear, linear_vjp
+from refdiff.layers.linear import linear_vjp
 from refdiff.oracle.mistakes.catalogue import Call, Mistake
-from refdiff.oracle.rounding import round_to
 
 Q1, K1, Q2, K2, V, LAMBDA = range(6)
 """The places of gradients in the result of `diff_attention_vjp`; `diff_lambda_vjp` has those of λ_q1 to λ_k2."""
@@ -78,12 +77,6 @@ def _changed(call: Call, change: Callable[[Array], Array], *places: int) -> Any:
     return tuple(change(d) if n in places else d for n, d in enumerate(call()))
 
 
-def _reordered(call: Call, *places: int) -> Any:
-    """Return the gradients of the correct layer, the first of them in another order."""
-    found = call()
-    return (*(found[n] for n in places), *found[len(places) :])
-
-
 def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[Array | float, Array | float]]) -> Any:
     """Add Aᵢ ⊙ xᵢ to ∂L/∂Sᵢ in the gradients, with one number per row, x = more(rowsum(G ⊙ A₁), rowsum(G ⊙ A₂))."""
     dq1, dk1, dq2, dk2, *rest = found
@@ -105,73 +98,16 @@ def _scale_rows(call: Call, factors: Callable[[Array, Array], tuple[Any, ...]]) 
     return dq1, dk1, dq2, dk2, dv + both - call(g=g2, lambda_=0 * call.lambda_)[V], call()[LAMBDA]
 
 
-def lse_mistake(dtype: str) -> Mistake:
-    """Return the mistake of log-sum-exps that are saved in `dtype` for the backward pass."""
-    what = f"Aᵢ = exp(Sᵢ − LSEᵢ) recomputed with LSEᵢ saved in {dtype}."
-    scale = partial(_scale_rows, factors=lambda *lse: tuple(np.exp(x - round_to(x, dtype)) for x in lse))
-    return _mistake(f"lse_saved_in_{dtype}", what, scale)
-
-
-def row_sum_mistake(first: Any, second: Any) -> Mistake:
-    """Return the mistake of row sums that are too small by `first` in the first map and by `second` in the second.
-
-    Args:
-        first, second: numbers, or arrays (B, H, T, 1).
-    """
-    what = "∂L/∂S = A ⊙ (∂L/∂A − D) with wrong D, in place of D = rowsum(∂L/∂O ⊙ O), O = A V."
-    return _mistake("other_row_sums", what, lambda call: _add_row_sums(call(), call, lambda *_: (first, second)))
-
-
-def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
-    """Return the mistake of summing ∂L/∂K and ∂L/∂V over one query head of a group alone, or over all but that one.
-
-    Args:
-        number: the query head, 0 to shared − 1, among those that share a key head.
-    """
-    which = f"query head {number} (of 0 to {shared - 1} that share a key head)"
-    if alone:
-        name, what = "gradient_of_one_query_head", f"of {which} alone, in place of their sum"
-    else:
-        name, what = "gradient_without_one_query_head", f"summed without {which}"
-
-    def taken(numbers: Array, _: Array) -> Array:
-        return numbers == number if alone else numbers != number
-
-    return _mistake(name, f"∂L/∂K and ∂L/∂V {what}.", partial(_sum_selected_heads, taken))
-
-
-def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> Any:
-    """Sum ∂L/∂K and ∂L/∂V over the query heads for which `taken(number in the group, size of the group)` is true.
-
-    Each query head has keys and values of its own, which are equal in a group.
-    """
-    H = call.q1.shape[1]
+def _keep_last_of_group(call: Call) -> Any:
+    """Zero ∂L/∂K and ∂L/∂V of all query heads but the last of those that share keys, whose keys are equal."""
     dq1, dk1, dq2, dk2, dv, dlambda = call()
 
-    def selected(d: Array, x: Array) -> Array:
-        same = np.stack([np.all(x == x[:, i : i + 1], axis=(0, 2, 3)) for i in range(H)])
-        before, of = np.sum(np.tril(same, k=-1), axis=1), np.sum(same, axis=1)
-        return np.where(np.reshape(taken(before, of), (1, H, 1, 1)), d, 0.0)
+    def kept(d: Array, x: Array) -> Array:
+        heads = np.moveaxis(x, 1, 0)
+        followed = [any(np.array_equal(one, other) for other in heads[i + 1 :]) for i, one in enumerate(heads)]
+        return np.where(np.reshape(followed, (1, -1, 1, 1)), 0.0, d)
 
-    return dq1, selected(dk1, call.k1), dq2, selected(dk2, call.k2), selected(dv, call.v), dlambda
-
-
-def tiled_heads_mistake(groups: int, *, tiled: bool) -> Mistake:
-    """Return the mistake of summing ∂L/∂K and ∂L/∂V over the query heads of the other order of groups.
-
-    Args:
-        groups: the number of groups of query heads, each of which shares a key head.
-        tiled: whether the mistake gives query head i to group i mod P; else to group i // n.
-    """
-    order = "i mod P in place of i // n" if tiled else "i // n in place of i mod P"
-
-    def moved(d: Array) -> Array:
-        B, H, *rest = d.shape
-        first, second = (H // groups, groups) if tiled else (groups, H // groups)
-        return np.moveaxis(d.reshape(B, first, second, *rest), 1, 2).reshape(d.shape)
-
-    what = f"∂L/∂K and ∂L/∂V of query head i added to key head {order}, for P key heads of a map."
-    return _mistake("gradient_summed_over_other_query_heads", what, lambda call: _changed(call, moved, K1, K2, V))
+    return dq1, kept(dk1, call.k1), dq2, kept(dk2, call.k2), kept(dv, call.v), dlambda
 
 
 def softcap_mistake(cap: float) -> Mistake:
@@ -188,54 +124,13 @@ def softcap_mistake(cap: float) -> Mistake:
     return _mistake("gradient_without_softcap", what, wrong)
 
 
-def _slope_of_lambda(slope: Callable[[Array], Array], call: Call) -> Any:
-    logits = linear(call.x, call.weight)
-    dlogits = np.swapaxes(call.g[..., 0], 1, 2) * slope(activation(logits, "sigmoid"))
-    return linear_vjp(dlogits, call.x, call.weight)[:2]
+def _sigmoid_detached(call: Call) -> Any:
+    return linear_vjp(np.swapaxes(call.g[..., 0], 1, 2), call.x, call.weight)[:2]
 
 
 def _rms_detached(call: Call) -> Any:
     r = 1 / np.sqrt(np.mean(call.x * call.x, axis=-1, keepdims=True) + call.eps)
     return r * (call.g if call.weight is None else call.g * call.weight), call()[1]
-
-
-Factor = tuple[float, float]
-"""(a, b) of a factor a + b λ."""
-RIGHT: Factor = (0.0, -1.0)
-
-
-def _second_map(of_product: Factor, of_sum: Factor, call: Call) -> Any:
-    """Return the gradients with other factors than −λ of G = g Vᵀ and rowsum(G ⊙ A₂) in ∂L/∂S₂ = A₂ ⊙ (−λ G + λ D₂)."""
-    product, row_sum = (a + b * call.lambda_ for a, b in (of_product, of_sum))
-    dq1, dk1, _, _, *rest = call()
-    _, _, dq2, dk2, *_ = call(lambda_=-product)
-    found = dq1, dk1, dq2, dk2, *rest
-    if of_product == of_sum:
-        return found
-    return _add_row_sums(found, call, lambda _, d2: (0.0, (product - row_sum) * d2))
-
-
-def _value_gradient(factor: Factor, call: Call) -> Any:
-    """Return the gradients with another factor of A₂ than −λ in ∂L/∂V."""
-    dv = call(lambda_=-(factor[0] + factor[1] * call.lambda_))[V]
-    return _changed(call, lambda _: dv, V)
-
-
-def _lost_factors() -> Iterator[Mistake]:
-    """Yield the mistakes of −1, λ or 1 in place of −λ, in both terms of ∂L/∂S₂, in one of them, or in ∂L/∂V."""
-    of_scores = "∂L/∂S₂ = A₂ ⊙ ({} {} D₂) in place of A₂ ⊙ (−λ G + λ D₂), G being g Vᵀ and D₂ rowsum(G ⊙ A₂)."
-    for lost, x, g, d, a in (
-        ("lambda", (-1.0, 0.0), "−G", "+", "−"),
-        ("sign", (0.0, 1.0), "λ G", "− λ", "+ λ"),
-        ("lambda_and_sign", (1.0, 0.0), "G", "−", "+"),
-    ):
-        for name, what, call in (
-            ("second_gradient", f"∂L/∂A₂ = {g} in place of −λ G.", partial(_second_map, x, x)),
-            ("second_product", of_scores.format(g, "+ λ"), partial(_second_map, x, RIGHT)),
-            ("second_row_sum", of_scores.format("−λ G", d), partial(_second_map, RIGHT, x)),
-            ("value_gradient", f"∂L/∂V = (A₁ {a} A₂)ᵀ g in place of (A₁ − λ A₂)ᵀ g.", partial(_value_gradient, x)),
-        ):
-            yield _mistake(f"{name}_without_{lost}", what, call)
 
 
 GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
@@ -252,18 +147,13 @@ GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
     _mistake("lse_not_in_base_2",
              "Aᵢ = 2^(Sᵢ log₂ e − LSEᵢ) recomputed with natural log-sum-exps, not multiplied by log₂ e.",
              lambda call: _scale_rows(call, lambda *lse: tuple(np.exp(x - x * math.log(2)) for x in lse))),
-    _mistake("gradient_not_scaled", "∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d.",
-             lambda call: _changed(call, lambda d: call.q1.shape[-1] ** 0.5 * d, Q1, K1, Q2, K2)),
-    _mistake("log2e_in_query_gradient",
-             "∂L/∂Q = log₂ e ∂L/∂S K / √d: computed from keys scaled by log₂ e, which 2^z needs, and not divided by "
-             "it.", lambda call: _changed(call, lambda d: d / math.log(2), Q1, Q2)),
     _mistake("no_row_sums", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.",
              lambda call: _lose_row_sums(call, 1.0)),
     _mistake("mean_for_row_sum", "D = mean(∂L/∂O ⊙ O) in place of rowsum(∂L/∂O ⊙ O).",
              lambda call: _lose_row_sums(call, 1 - 1 / call.v.shape[-1])),
     _mistake("gradient_of_one_query_head",
              "∂L/∂K and ∂L/∂V of the last query head that shares a key head alone, in place of the sum over all.",
-             lambda call: _sum_selected_heads(lambda number, of: number == of - 1, call)),
+             _keep_last_of_group),
     _mistake("rms_detached", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken as a constant: r x̂ mean(g ⊙ w "
              "⊙ x̂) is not subtracted.", _rms_detached, layer="rms_norm_vjp"),
     _mistake("activation_for_derivative",
@@ -277,15 +167,11 @@ GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
 )  # fmt: skip
 TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
     _mistake("map_gradients_swapped", "∂L/∂Q₁ and ∂L/∂K₁ exchanged with ∂L/∂Q₂ and ∂L/∂K₂.",
-             lambda call: _reordered(call, Q2, K2, Q1, K1)),
+             lambda call: itemgetter(Q2, K2, Q1, K1, V, LAMBDA)(call())),
     _mistake("second_map_detached", "∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached.",
              lambda call: _changed(call, lambda d: 0 * d, Q2, K2)),
-    _mistake("lambda_detached", "∂L/∂λ = 0 in (A₁ − λ A₂) V: λ detached.",
-             lambda call: _changed(call, lambda d: 0 * d, LAMBDA)),
-    _mistake("lambda_gradient_without_sign", "∂L/∂λ = Σ g ⊙ (A₂ V) in place of −Σ g ⊙ (A₂ V).",
-             lambda call: _changed(call, lambda d: -d, LAMBDA)),
     _mistake("value_gradient_of_first_map_only", "∂L/∂V = A₁ᵀ g in place of (A₁ − λ A₂)ᵀ g.",
-             lambda call: _value_gradient((0.0, 0.0), call)),
+             lambda call: _changed(call, lambda _: call(lambda_=0 * call.lambda_)[V], V)),
     _mistake("row_sums_of_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g "
              "⊙ O), O = (A₁ − λ A₂) V, for both.",
              lambda call: _add_row_sums(call(), call, lambda d1, d2: (
@@ -299,17 +185,8 @@ TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
              "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", lambda call: (
                  call.g * call.lambda_k1, call.g * call.lambda_q1, -call.g * call.lambda_k2, -call.g * call.lambda_q2),
              layer="diff_lambda_vjp"),
-    _mistake("lambda_vector_gradients_swapped",
-             "∂L/∂λ_q1 = g e₁ λ_q1 in place of g e₁ λ_k1, and so of all four.",
-             lambda call: _reordered(call, K1, Q1, K2, Q2), layer="diff_lambda_vjp"),
     _mistake("no_sigmoid_derivative", "∂L/∂x = ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
-             lambda call: _slope_of_lambda(lambda s: 0 * s + 1, call), layer="diff_lambda_v2_vjp"),
-    _mistake("sigmoid_derivative_without_one_minus_lambda",
-             "∂L/∂x = λ ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
-             lambda call: _slope_of_lambda(lambda s: s, call), layer="diff_lambda_v2_vjp"),
-    _mistake("sigmoid_derivative_without_lambda", "∂L/∂x = (1 − λ) ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
-             lambda call: _slope_of_lambda(lambda s: 1 - s, call), layer="diff_lambda_v2_vjp"),
-    *_lost_factors(),
+             _sigmoid_detached, layer="diff_lambda_v2_vjp"),
 )  # fmt: skip
 """Mistakes in the difference of two maps and in λ. Plain attention has neither."""
 BACKWARD_MISTAKES: tuple[Mistake, ...] = (*GENERAL_BACKWARD_MISTAKES, *TWO_MAP_BACKWARD_MISTAKES)

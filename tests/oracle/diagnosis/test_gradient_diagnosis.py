@@ -70,7 +70,7 @@ def test_factors_and_zeros_are_named_with_their_numbers() -> None:
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
     right = gradients(case)
     both = ask(case, {name: 2 * x for name, x in right.items()})
-    assert both.name == "factor of all gradients = 2", both
+    assert both.name == f"factor of {', '.join(right)} = 2", both
     one = ask(case, {**right, "dk": -0.5 * right["dk"]})
     assert one.name == "factor of dk = -0.5", one
     none = ask(case, {**right, "dv": 0 * right["dv"]})
