@@ -19,7 +19,7 @@ from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import NARROW, U32, root_mean_square, round_to, ulp
-from refdiff.oracle.rounding.ensemble import quantise, run_members, scatter_allowance, score_errors
+from refdiff.oracle.rounding.ensemble import quantise, run_members, scatter_allowance
 from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.row_estimate import (
@@ -27,7 +27,6 @@ from refdiff.oracle.rounding.row_estimate import (
     estimate_rows,
     fill_sample,
     is_large,
-    known_errors,
     least_errors,
     select_queries,
 )
@@ -51,7 +50,7 @@ class Budget:
 
     tensors: the budgets of the output and of gradients that are judged by rows.
     sums: (truth, allowed error) of gradients that are sums of many terms.
-    estimate: that of all rows, if only a sample of queries was run in all orders; else None.
+    estimate: that of all rows, if only a sample of queries was run in all orders.
     """
 
     spec: Spec
@@ -113,14 +112,8 @@ class Budget:
         return expected, allowed / unit
 
     @cached_property
-    def _score_errors(self) -> tuple[Numpy, ...]:
-        if self.sample is None or self.estimate is None:
-            return score_errors(self.spec, self.inputs, self.recipe)
-        spec, inputs = select_queries(self.spec, self.inputs, self.sample)
-        found, reach = score_errors(spec, inputs, self.recipe), self.estimate.reach
-        shares = (np.divide(x, reach[..., self.sample], out=np.zeros_like(x), where=x > 0) for x in found)
-        return tuple(fill_sample(np.max(y, initial=0.0) * reach, self.sample, x)
-                     for x, y in zip(found, shares, strict=True))  # fmt: skip
+    def _score_errors(self) -> Numpy:
+        return (self.estimate or estimate_rows(self.spec, self.inputs, self.recipe)).score_errors
 
 
 def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
@@ -193,16 +186,14 @@ def _out_budget(
     found = _row_budget("out", y, runs, recipe, _row_axes("out", inputs))
     if is_layer(inputs) or spec.padded_queries != "computed":
         return found
-    known = known_errors(spec, inputs, recipe, found.rows) if known is None else known
+    known = estimate_rows(spec, inputs, recipe).known if known is None else known
     return replace(found, rows=np.maximum(found.rows, least_errors(found.rows, known)))
 
 
 def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe) -> Budget | None:
     """Return the budget of a large output from a sample of queries; None if all queries are needed."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        estimate = estimate_rows(spec, inputs, recipe)
-        queries = estimate.sample()
-    y = estimate.out
+    estimate = estimate_rows(spec, inputs, recipe)
+    queries, y = estimate.sample(), estimate.out
     if len(queries) == y.shape[2]:
         return None
     small_spec, small_inputs = select_queries(spec, inputs, queries)

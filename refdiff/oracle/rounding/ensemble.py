@@ -11,17 +11,15 @@ from refdiff.backends import Ops, ops_for
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS
 from refdiff.oracle.inputs.arrays import any_array
-from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order, lambda_init_error
+from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_attention import scores_of_maps
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import attention_operands, lambda_init, query_factor, scores
-from refdiff.oracle.truth.forward import project
+from refdiff.oracle.truth.attention_operands import lambda_init, query_factor
 
 Run = TypeVar("Run")
 MIN_PARALLEL_SCORES, MAX_PARALLEL_SCORES = 200_000, 8_000_000
@@ -99,42 +97,6 @@ def _count_scores(inputs: Inputs) -> int:
         return 0
     B, H, T, _ = inputs["q"].shape
     return int(B * H * T * inputs["k"].shape[2])
-
-
-def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe) -> tuple[Numpy, Numpy]:
-    """Return the largest error of any score of each row, over all orders, for both maps: twice (B, h, T).
-
-    A row that sees one key has one score, and all orders may be near it by chance. So `scatter_allowance` standard
-    deviations over orders are added; of a row with n keys 1/√n of them, unless 16 bits hold its scores or their sums.
-    """
-    core = project(spec, inputs, ops_for())
-    B, _, T, _ = core["q"].shape
-    orders = (*DRAWS, *MEMBERS)
-    found = np.zeros((2, len(orders), B, spec.heads, T))
-    keys = np.ones((2, B, spec.heads, T))
-    for part in sequences(core):
-        if part.is_empty:
-            continue
-        exact = attention_operands(spec, part.inputs, ops_for())
-        true = [scores(exact, number) for number in (1, 2)]
-        for run, order in enumerate(orders):
-            s = attention_operands(spec, part.inputs, rounded_ops(recipe, order))
-            arith = Arithmetic(recipe, order, query_factor(spec))
-            maps = scores_of_maps(arith, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
-            for number, z in enumerate(maps):
-                seen = np.isfinite(true[number])
-                with np.errstate(invalid="ignore", over="ignore"):
-                    off = np.where(seen, np.abs(z - np.where(seen, true[number], 0.0)), 0.0)
-                off = np.where(np.isnan(off), np.inf, off)
-                keys[number][part.index] = np.maximum(np.sum(seen, axis=-1), 1)
-                found[number, run][part.index] = np.max(off, axis=-1, initial=0.0)
-    largest = np.max(found, axis=1)
-    with np.errstate(invalid="ignore"):
-        scatter = scatter_allowance(recipe) * np.std(found, axis=1)
-    if (recipe.qk, recipe.accumulate) == ("float32", "float32"):
-        scatter /= np.sqrt(keys)
-    largest = np.where(np.isfinite(largest), largest + scatter, np.inf)
-    return largest[0], largest[1]
 
 
 def scatter_allowance(recipe: Recipe) -> int:

@@ -33,8 +33,15 @@ from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import AttentionOperands, use_explicit_mask
-from refdiff.oracle.truth.forward import forward
+from refdiff.oracle.truth.attention_operands import (
+    AttentionOperands,
+    attention_mask,
+    head_indices,
+    prepare_qk,
+    query_factor,
+    use_explicit_mask,
+)
+from refdiff.oracle.truth.forward import forward, out_shape, project
 
 ROUNDINGS = 2.0
 """How many rounding errors of one size add up in a number: those of q and k, or of a map and of the difference."""
@@ -42,17 +49,17 @@ ROUNDINGS = 2.0
 
 @dataclass(frozen=True)
 class RowEstimate:
-    """The output of a dense core, and for each row, (B, h, T), the estimate of its error.
+    """The output, and for each row, (B, h, T), the estimate of its error.
 
     errors: up to a common factor.
     first_order: where the estimate holds: score errors are small, and nothing is near overflow.
-    reach: the largest ‖q‖ ‖k_s‖ of both maps, to which the errors of scores are proportional.
+    score_errors: (2, B, h, T), the typical error of a score of each map; ∞ where scores may overflow.
     """
 
     out: Numpy
     errors: Numpy
     first_order: Numpy
-    reach: Numpy
+    score_errors: Numpy
 
     @property
     def known(self) -> Numpy:
@@ -100,13 +107,20 @@ def fill_sample(others: Numpy, queries: Numpy, sampled: Numpy) -> Numpy:
     return others
 
 
-def known_errors(spec: Spec, inputs: Inputs, recipe: Recipe, like: Numpy) -> Numpy:
-    """Return the estimates of core inputs where they hold, else 0: (B, h, T) as `like`."""
-    found = np.zeros_like(like)
+def estimate_rows(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimate:
+    """Estimate the rows of all sequences, those of a layer before its output projection; 0 where there is no key."""
+    core = project(spec, inputs, ops_for())
+    B, h, T, e = out_shape(spec, core)
+    found = RowEstimate(
+        np.zeros((B, h, T, e)), np.zeros((B, h, T)), np.ones((B, h, T), dtype=np.bool_), np.zeros((2, B, h, T))
+    )
     with np.errstate(over="ignore", invalid="ignore"):
-        for part in sequences(inputs):
+        for part in sequences(core):
             if not part.is_empty:
-                found[part.index] = estimate_rows(spec, part.inputs, recipe).known
+                one = _estimate_sequence(spec, part.inputs, recipe)
+                found.out[part.index], found.errors[part.index] = one.out, one.errors
+                found.first_order[part.index] = one.first_order
+                found.score_errors[:, *part.index] = one.score_errors
     return found
 
 
@@ -138,7 +152,7 @@ def select_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Input
     return alone, select(every, slice(None), rows, slice(None))
 
 
-def estimate_rows(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimate:
+def _estimate_sequence(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimate:
     """Compute the output of dense core inputs, and estimate the error of each row.
 
     Equation:
@@ -151,7 +165,7 @@ def estimate_rows(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimate:
     output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u**2)
     tiles: list[tuple[Numpy, ...]] = []
     out = forward(spec, inputs, ops_for(), partial(_attend, tiles))
-    weights, scores, outputs, heads, lambdas, reach = (
+    weights, scores, outputs, heads, lambdas = (
         np.concatenate(x, axis=-1) for x in zip(*tiles, strict=True)
     )  # the first three are (2, B, h, T), for each map, the others (B, h, T)
     score_unit = _score_unit(spec, inputs, recipe)
@@ -161,11 +175,22 @@ def estimate_rows(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimate:
     grown = np.divide(size**2, heads**2, out=np.zeros_like(size), where=heads > 0)
     errors = np.sqrt(before * grown + (output_variance + u["storage"] ** 2 / 4) * size**2)
     tops = {s: recipe.type_at(s).top / THRESHOLDS.overflow_margin for s in (*u, "qk", "norm")}
-    with np.errstate(invalid="ignore"):
-        small = (score_unit * reach < THRESHOLDS.linear_score_error) & (heads**2 < tops["norm"])
-        small &= (reach < min(tops["qk"], tops["accumulate"])) & (np.max(np.abs(out), axis=-1) < tops["storage"])
-        small &= float(np.max(np.abs(inputs["v"]), initial=0.0)) < tops["o"]
-    return RowEstimate(out, np.asarray(errors), np.asarray(small), reach)
+    reach, top = _reach(spec, inputs), min(tops["qk"], tops["accumulate"])
+    capped = 0.0 if spec.softcap is None else (U32 + recipe.tanh_error + recipe.operand_u) * spec.softcap
+    score_errors = np.where(reach < THRESHOLDS.overflow_margin * top, score_unit * reach + capped, np.inf)
+    small = np.all(score_errors < THRESHOLDS.linear_score_error, axis=0) & (heads**2 < tops["norm"])
+    small &= np.all(reach < top, axis=0) & (np.max(np.abs(out), axis=-1) < tops["storage"])
+    small &= float(np.max(np.abs(inputs["v"]), initial=0.0)) < tops["o"]
+    return RowEstimate(out, np.asarray(errors), np.asarray(small), score_errors)
+
+
+def _reach(spec: Spec, core: Inputs) -> Numpy:
+    """Return the largest ‖q‖ ‖k_s‖ of each row of both maps, (2, B, h, T)."""
+    q, k = prepare_qk(spec, core, ops_for())
+    w, seen = head_indices(spec), np.any(attention_mask(spec, core), axis=(1, 2))[:, None]
+    lengths = query_factor(spec) * np.linalg.norm(q, axis=-1)
+    longest = np.max(np.where(seen, np.linalg.norm(k, axis=-1), 0.0), axis=-1)[..., None]
+    return np.stack([lengths[:, w.q1] * longest[:, w.k1], lengths[:, w.q2] * longest[:, w.k2]])
 
 
 def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
@@ -201,7 +226,7 @@ def _attend(tiles: list[tuple[Numpy, ...]], s: AttentionOperands) -> Numpy:
     """Compute the heads of a tile, and append the sizes from which the errors of its rows are estimated to `tiles`.
 
     These are, for both maps, (2, B, h, T): the norms of the map's error for relative errors σ_s = 1 of weights and for
-    σ_s = ‖q‖ ‖k_s‖, and of its output. Then (B, h, T): the norm of the difference, |λ|, and the largest ‖q‖ ‖k_s‖.
+    σ_s = ‖q‖ ‖k_s‖, and of its output. Then (B, h, T): the norm of the difference and |λ|.
     """
     B, H, T, _ = s.q1.shape
     masks, biases = split_maps(s.mask, H), split_maps(s.bias, H)
@@ -213,14 +238,13 @@ def _attend(tiles: list[tuple[Numpy, ...]], s: AttentionOperands) -> Numpy:
         moments = p - p * p
         moments *= moments
         sums = np.sqrt(moments @ np.stack([from_mean, from_mean * key_squares], axis=-1))
-        longest = np.sqrt(np.max(key_squares, axis=-1))[..., None]
         maps.append(p)
-        found.append((sums[..., 0], sums[..., 1] * query_norms, query_norms * longest))
-    weights, scores, reach = (np.stack(x) for x in zip(*found, strict=True))
+        found.append((sums[..., 0], sums[..., 1] * query_norms))
+    weights, scores = (np.stack(x) for x in zip(*found, strict=True))
     heads: Numpy = (maps[0] - s.lambda_full * maps[1]) @ s.v
     second = maps[1] @ s.v
     outputs = np.linalg.norm(np.stack([heads + s.lambda_full * second, second]), axis=-1)
     lambda_ = s.lambda_full if s.lambda_full.ndim == 0 else s.lambda_full[..., 0]
     lambdas = np.broadcast_to(np.abs(lambda_), (B, H, T))
-    tiles.append((weights, scores, outputs, np.linalg.norm(heads, axis=-1), lambdas, np.max(reach, axis=0)))
+    tiles.append((weights, scores, outputs, np.linalg.norm(heads, axis=-1), lambdas))
     return heads
