@@ -149,6 +149,41 @@ def test_the_first_picture_is_a_row_of_the_plain_model() -> None:
     ]  # fmt: skip
 
 
+def test_the_arrows_of_queen_are_measured() -> None:
+    """What the last token of chapter 03's text takes in layer 4, pair 0, before the subtraction and after it."""
+    (text,) = re.findall(r"the last of “(.*?)”", ARTICLE)
+    model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
+    ids = tokenizer.encode(text)
+    maps = viz.attention_maps(model, ids)
+    values = oracle.trace(model, np.array([ids]))["model.layers.4.self_attn.values"][0, 0]
+    first, second, lambda_ = maps.first[4, 0, -1], maps.second[4, 0, -1], maps.lambdas[4]
+    queen = first.argmax()
+    assert tokenizer.decode([ids[queen]]) == " queen"
+    assert f"In pair 0 of layer 4, where λ is {lambda_:.2f}" in ARTICLE
+
+    (figure,) = re.findall(r'<figure id="queen".*?</figure>', ARTICLE, flags=re.DOTALL)
+    shares, lengths, of_others = [], [], []
+    for row, panel in zip((first, first - lambda_ * second), figure.split("<div><p>")[1:], strict=True):
+        own, output = row[queen] * values[queen], row @ values
+        length = np.linalg.norm(output)
+        along = own @ output / length
+        across = np.sqrt(own @ own - along**2)
+        assert f"“queen” is {100 * along / length:.0f}\u00a0% of the output" in panel
+        told = [f"{x:.2f}" for x in (along, length - along)]
+        assert re.findall(r'y="150".*?>(.*?)</text>', panel) == told
+        (path,) = re.findall(r'class="others" d="M(.*?)"', panel)
+        drawn = [float(x) for x in re.findall(r"[\d.]+", path)]
+        np.testing.assert_allclose(drawn, [10 + 50 * along, 118 - 50 * across, 10 + 50 * length, 118], atol=0.06)
+        assert f'class="own" d="M10 118L{drawn[0]} {drawn[1]}"' in panel
+        assert f'class="whole" d="M10 118H{drawn[2]}"' in panel
+        shares.append(round(100 * abs(row[queen]) / np.abs(row).sum()))
+        lengths += [f"{length:.2f}", *told]
+        of_others.append(np.linalg.norm(output - own))
+    assert re.findall(r"\d\.\d\d", figure.split('class="words"')[1]) == lengths
+    assert f"its share of Σ|weight| falls from {shares[0]}\u00a0% to {shares[1]}\u00a0%" in ARTICLE
+    assert 0.6 < of_others[1] / of_others[0] < 0.7  # "shorter by a third"
+
+
 def test_the_parts_of_the_favorite_are_measured() -> None:
     """The favorite's share of the weights and its part of the output, before and after, by layer."""
     model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
