@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sketches
+import tiny
 from experiments import results, retrieval_table
 
 import refdiff
@@ -147,6 +148,20 @@ def test_the_first_picture_is_a_row_of_the_plain_model() -> None:
     assert numbers(re.sub("<.*?>", "", told.split("<p>")[1])) == [
         *(round(float(x), 2) for x in (first, second, *rest)), shares[0], (~wanted).sum(), shares[1]
     ]  # fmt: skip
+
+
+def test_figure_1_gains_little_at_the_models_correlation() -> None:
+    """The needle's share at the slider's best λ, for the trained model's correlation and for figure 1's own."""
+    query, noise, other = sketches.article_draw(48, 16)
+    shares = []
+    for rho in (0.4, 0.99):
+        scores = np.stack([noise, rho * noise + np.sqrt(1 - rho**2) * other]) @ query / 4
+        scores[0, 30] += 0.6 * query @ query / 4
+        first, second = tiny.softmax(scores)
+        weights = np.abs(first - np.arange(0, 2.01, 0.05)[:, None] * second)
+        shares.append(weights[:, 30] / weights.sum(axis=-1))
+    alone, *best = (f"{100 * share:.0f}\u00a0%" for share in (shares[0][0], *(x.max() for x in shares)))
+    assert f"raises the needle’s share from {alone} to {best[0]} at most, where 0.99 raises it to {best[1]}" in ARTICLE
 
 
 def test_the_arrows_of_queen_are_measured() -> None:
