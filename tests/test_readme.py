@@ -33,7 +33,7 @@ ELSEWHERE = {
     "<!-- bfloat16 in torch -->": "tests/parity/test_guides.py",
     "--backend cupy": "test_the_commands_for_a_gpu_are_ones_that_there_are",
     "python -m pytest -m slow": ".ci/run",
-    "--receipt receipt.json": "tests/cli/test_judge.py",
+    "--receipt receipt.safetensors": "tests/cli/test_judge.py",
     "loadPyodide()": "tests/browser/in_node.mjs",
     "--seeds 20": "hours",
     "--against onnxruntime": "hours",

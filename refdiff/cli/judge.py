@@ -29,8 +29,8 @@ def add_arguments(parser: Parser) -> None:
 refdiff judge kernel.py --spec hf_diffllama --recipe bfloat16
 refdiff judge kernel.py:attention --profile natural --profile tiles --json
 refdiff judge kernel.so --symbol attend --spec attention
-refdiff judge kernel.py --receipt receipt.json
-refdiff judge kernel.py --verify receipt.json
+refdiff judge kernel.py --receipt gpu.safetensors
+refdiff judge kernel.py --verify gpu.safetensors
 """
     parser.add_argument("file", metavar="KERNEL", help="the file, or FILE.py:FUNCTION")
     parser.add_argument("--symbol", metavar="NAME", help="function of a shared library (default: kernel)")
@@ -57,17 +57,17 @@ refdiff judge kernel.py --verify receipt.json
         "Exit status: 0 passed; 1 not passed; 2 error.",
         "The kernel is called four times per case: on three sets of numbers in the same memory, of which the third "
         "differs from the first in one array, then on the first again in another order. Some cases have sizes drawn at "
-        "random; in three of them inputs and dout are not contiguous. The expected output is computed after the "
-        "kernel's process and all that it started have ended. The kernel may take dout=None and return gradients, and "
-        "return NotImplemented for inputs that it does not serve. What it prints is dropped; its exceptions are shown.",
+        "random. The expected output is computed after the kernel's process and all that it started have ended. The "
+        "kernel may take dout=None and return gradients, and return NotImplemented for inputs that it does not serve. "
+        "What it prints is dropped; its exceptions are shown.",
         "The kernel cannot import refdiff, start processes (Triton and torch.compile need --allow-processes), open "
         "connections or terminals, see other environment variables than those for libraries and GPUs, or write files "
-        "outside its temporary folder and /dev/shm. Landlock, seccomp and namespaces of Linux enforce this; the report "
-        "says which of them the system has. It stops known ways to cheat. It is no security boundary: run code that "
-        "you do not trust in a container.",
+        "outside its temporary folder. Landlock and seccomp of Linux enforce this; the report says which of them the "
+        "system has. It stops known ways to cheat. It is no security boundary: run code that you do not trust in a "
+        "container.",
         "--receipt writes a file for a machine without the GPU: --verify checks there, with the same options, that the "
-        "kernel's file and all inputs have the same SHA-256, and judges the outputs again. It cannot tell on which "
-        "machine they were computed: sign the file, for example by ssh-keygen -Y sign.",
+        "kernel's file, those beside it and all inputs have the same SHA-256, and judges the outputs again. It cannot "
+        "tell on which machine they were computed: sign the file, for example by ssh-keygen -Y sign.",
         SMALL_NOTE,
         RECIPE_NOTE,
         f"{PROFILE_NOTE}. --size is batch, queries and keys, such as 1x512x512.",

@@ -30,7 +30,7 @@ def judge(cli: Cli) -> Judge:
 def test_a_pass(judge: Judge) -> None:
     done = judge(KERNELS / "honest.py", "--size", "2x5x7")
     assert done.status == 0
-    first = "pass: 10 of 10 cases compared, 0 failed; layer 2, seed 3\nno gradients: the kernel takes no dout\n"
+    first = "pass: 7 of 7 cases compared, 0 failed; layer 2, seed 3\nno gradients: the kernel takes no dout\n"
     assert done.out.startswith(first)
     assert "judges by the same numbers again" not in done.out
 
@@ -79,12 +79,12 @@ def test_a_shared_library(here: Path, cli: Cli) -> None:
     build("c", here / "wrong.so", *MISTAKES["c"])
     right, wrong = (judge(name, "--symbol", "attend", "--diagnose") for name in ("right.so", "wrong.so"))
     assert (right.status, wrong.status) == (0, 1), right.out
-    assert right.out.startswith("pass: 11 of 13 cases compared")
+    assert right.out.startswith("pass: 8 of 10 cases compared")
     assert "rows are wrong" in wrong.out
     assert "\nunique: one_future_key_visible\n" in wrong.out
     assert "raised RuntimeError: broken returned 77, expected 0" in judge("right.so:broken").out
     declined = judge("right.so", "--symbol", "attend", "--gradients")  # it takes three inputs, and dout is a fourth
-    assert declined.out.startswith("fail: 0 of 13 cases compared, 0 failed; seed 3\ngradients too")
+    assert declined.out.startswith("fail: 0 of 10 cases compared, 0 failed; seed 3\ngradients too")
     for options, said in (
         (["--symbol", "nope"], "the library has no function 'nope'; --symbol names another; C++ needs extern \"C\""),
         ([], "the library has no function 'kernel'; --symbol names another; C++ needs extern \"C\""),
@@ -99,20 +99,20 @@ def test_a_receipt(here: Path, judge: Judge) -> None:
     """Written where the kernel runs, and judged where it does not: one that would hang is not called."""
     kernel = here / "kernel.py"
     kernel.write_text((KERNELS / "honest.py").read_text())
-    assert judge(kernel, "--receipt", "receipt.json").status == 0
+    assert judge(kernel, "--receipt", "receipt.safetensors").status == 0
     (here / "hangs.py").write_text("def kernel(inputs):\n    while True:\n        pass\n")
-    done = judge(kernel, "--verify", "receipt.json")
+    done = judge(kernel, "--verify", "receipt.safetensors")
     assert done.status == 0
-    assert done.out.startswith("pass: 9 of 9 cases compared")
+    assert done.out.startswith("pass: 6 of 6 cases compared")
     assert "not run here; as the receipt says, it ran on: gpus [" in done.out
-    done = judge("hangs.py", "--verify", "receipt.json", "--json")
+    done = judge("hangs.py", "--verify", "receipt.safetensors", "--json")
     assert (done.status, json.loads(done.out)["reasons"]) == (
         1,
         ["hangs.py is not the file of the receipt: its SHA-256 differs"],
     )
     for options, said in ((["--size", "2x5x7"], "sizes [], expected [[2, 5, 7]]"), (["-s", "4"], "seed 3, expected 4")):
-        done = judge(kernel, "--verify", "receipt.json", *options)
-        assert done.err == f"refdiff judge: error: receipt.json: the receipt is of {said}, as named here\n"
+        done = judge(kernel, "--verify", "receipt.safetensors", *options)
+        assert done.err == f"refdiff judge: error: receipt.safetensors: the receipt is of {said}, as named here\n"
 
 
 def test_a_folder_is_an_error(here: Path, judge: Judge) -> None:
@@ -135,7 +135,7 @@ def test_a_failure_names_the_line_of_the_kernel(here: Path, judge: Judge) -> Non
 @pytest.mark.parametrize(
     ("kernel", "limit", "unjudged", "said"),
     [
-        ("hangs", ["--timeout", "0.5"], 9, "took more than 0.5 s: --timeout allows more"),
+        ("hangs", ["--timeout", "0.5"], 6, "took more than 0.5 s: --timeout allows more"),
         ("eats_memory", ["--memory", "0.4"], 0, "MemoryError"),
     ],
 )

@@ -27,14 +27,11 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-STARTS_A_PROCESS = {
-    "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen",
-}  # fmt: skip
-REACHES_OUT = {"os.kill", "os.killpg", "socket.connect", "socket.sendto", "socket.sendmsg"}
 ARRAYS = {"numpy": "ndarray", "torch": "Tensor", "cupy": "ndarray", "mlx.core": "array"}
 """The array class of each library. Subclasses are refused: one could compute its numbers after the call."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The types that an output may have."""
+MAY_DO = "--allow-processes lets it start others, and `refdiff judge --help` says what a kernel may do"
 
 
 class Fields(SimpleNamespace):
@@ -48,20 +45,10 @@ class UnusableError(Exception):
     """The file has no kernel, or the kernel returned something that is no output."""
 
 
-def guard(processes: bool) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that names what a kernel may not do, where Linux would only call it not permitted.
-
-    Code in this process can undo the hook, but not what `confine.py` has done.
-    """
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "import" and (args[0] == "refdiff" or args[0].startswith("refdiff.")):
-            raise ImportError("refdiff cannot be imported in the process of a kernel that is judged")
-        if event in REACHES_OUT or (event in STARTS_A_PROCESS and not processes):
-            more = "; --allow-processes allows it" if event in STARTS_A_PROCESS else ""
-            raise PermissionError(f"a kernel that is judged may not call {event}{more}")
-
-    return hook
+def refuse_refdiff(event: str, args: tuple[Any, ...]) -> None:
+    """Refuse imports of refdiff, as an audit hook; code in this process can undo it, but not what `confine.py` did."""
+    if event == "import" and (args[0] == "refdiff" or args[0].startswith("refdiff.")):
+        raise ImportError("refdiff cannot be imported in the process of a kernel that is judged")
 
 
 def run_file(path: str, name: str) -> Any:
@@ -104,10 +91,10 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
 
 def views(arena: mmap.mmap, arrays: list[list[Any]]) -> dict[str, Any]:
-    """Return arrays over the shared memory, each listed as (name, dtype, shape, offset, strides)."""
+    """Return arrays over the shared memory, each listed as (name, dtype, shape, offset)."""
     return {
-        name: np.ndarray(tuple(shape), dtype_of(dtype), buffer=arena, offset=offset, strides=tuple(strides))
-        for name, dtype, shape, offset, strides in arrays
+        name: np.ndarray(tuple(shape), dtype_of(dtype), buffer=arena, offset=offset)
+        for name, dtype, shape, offset in arrays
     }
 
 
@@ -155,7 +142,7 @@ def describe(error: BaseException, kernel: str) -> str:
     where = [frame for frame in frames if frame.filename == kernel] or frames
     at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where and kernel.endswith(".py") else ""
     refused = isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
-    hint = "; `refdiff judge --help` says what a kernel may do" if refused else ""
+    hint = f"; {MAY_DO}" if refused else ""
     return f"the kernel raised {''.join(traceback.format_exception_only(error)).strip()[-2000:]}{hint}{at}"
 
 
@@ -216,7 +203,7 @@ def main(config: dict[str, Any]) -> None:
     """Load the kernel, report whether it takes dout, and serve requests."""
     arena = mmap.mmap(config["arena"], 0)
     requests, responses = os.fdopen(config["requests"], "rb"), os.fdopen(config["responses"], "wb")
-    sys.addaudithook(guard(config["processes"]))
+    sys.addaudithook(refuse_refdiff)
     try:
         kernel, gradients = load(config)
     except BaseException as error:

@@ -1,11 +1,11 @@
 """Drop rights irrevocably, then run a program: limit memory, files, connections and access to other processes.
 
 `process.py` starts this file as a program before any code of the kernel runs. Linux enforces the restrictions on the
-process and its children until they end, by up to three means:
+process and its children until they end, by up to two means:
 
-    Landlock     which files may be read and written; the memory of other processes
-    seccomp      system calls: sockets, processes, signals, limits and priorities of others, memory that has no owner
-    namespaces   every file read-only but for the scratch folder, a /dev/shm and a network of its own
+    Landlock   which files may be read and written, of /dev/shm none; the memory of other processes
+    seccomp    system calls: sockets, processes, signals, limits and priorities of others, rights and times of files,
+               memory that has no owner
 
 The first line of the responses says which of them are in force.
 """
@@ -27,27 +27,21 @@ from typing import Any, NamedTuple
 
 LARGEST_FILE = 2**28
 """The most bytes of one file that a kernel may write; a compiled kernel has some megabytes."""
-DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia*", "dri", "kfd", "dxg", "accel*", "vfio")
+DEVICES = ("null", "zero", "full", "random", "urandom", "nvidia*", "dri", "kfd", "dxg", "accel*", "vfio")
 """What a kernel may open in /dev: what Python and GPUs need, and no terminal."""
 PARENT_DEATH_SIGNAL, NO_NEW_PRIVILEGES = 1, 38  # of prctl
 
 # Landlock: rights to files, connections and signals; CHANGES has no right to list a folder, which imports need
-WRITE_FILE, READ_FILE, MAKE_REG, REMOVE_FILE, REFER, TRUNCATE = (1 << n for n in (1, 2, 8, 5, 13, 14))
+WRITE_FILE, READ_FILE, REFER, TRUNCATE = (1 << n for n in (1, 2, 13, 14))
 CHANGES = WRITE_FILE | sum(1 << n for n in range(4, 13))
 CONNECT_TCP, OTHER_SOCKETS_AND_SIGNALS = 1 << 1, 0b11
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF, VERSION_FLAG, PATH_BENEATH = 444, 445, 446, 1, 1
-
-# namespaces
-NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_NET = 1 << 17, 1 << 27, 1 << 28, 1 << 30
-ALL_NAMESPACES = 0x7E020000
-MOUNT_SETATTR, RECURSIVE, READ_ONLY = 442, 0x8000, 1
-NO_SETUID, NO_DEVICES, BIND, PRIVATE = 2, 4, 1 << 12, 1 << 18
 
 # libseccomp: what a system call returns, how an argument is compared, and attributes of a filter
 ALLOW, RETURN_ERROR = 0x7FFF0000, 0x00050000
 NOT_EQUAL, MASKED_EQUAL = 1, 7
 OTHER_ARCHITECTURES, ALLOW_SPECULATION = 2, 7
-CLONE_THREAD = 1 << 16
+CLONE_THREAD, ALL_NAMESPACES = 1 << 16, 0x7E020000
 AF_UNIX, SOCK_STREAM, SOCK_SEQPACKET, SOCKET_TYPE = 1, 1, 5, 0xF
 
 REFUSED = (
@@ -55,8 +49,12 @@ REFUSED = (
     "pidfd_getfd", "migrate_pages", "shmget", "msgget", "semget", "mq_open", "add_key", "request_key", "keyctl",
     "mount", "umount2", "pivot_root", "chroot", "open_tree", "open_tree_attr", "move_mount", "fsopen", "fspick",
     "mount_setattr", "unshare", "setns", "bpf", "perf_event_open", "userfaultfd",
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat", "utime", "utimes", "futimesat",
+    "utimensat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr",
+    "removexattrat", "file_setattr",
 )  # fmt: skip
-"""System calls that reach other processes, keep memory without an owner, leave a namespace, or attack Linux."""
+"""System calls that reach other processes, keep memory without an owner, enter a namespace, attack Linux, or change
+rights, owners, times and attributes of files, which Landlock leaves alone."""
 ABSENT = ("clone3", "memfd_create", "memfd_secret", "io_uring_setup")
 """System calls that seem not to exist, so that libraries use others, which seccomp can judge."""
 OF_A_PROCESS = ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr", "move_pages")
@@ -65,7 +63,8 @@ SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 NEW_CALLS = {
     "pidfd_send_signal": 424, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fspick": 433,
     "pidfd_open": 434, "clone3": 435, "pidfd_getfd": 438, "process_madvise": 440, "mount_setattr": 442,
-    "memfd_secret": 447, "open_tree_attr": 467,
+    "memfd_secret": 447, "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "open_tree_attr": 467,
+    "file_setattr": 469,
 }  # fmt: skip
 """Numbers, the same on all architectures, of system calls whose names an old libseccomp lacks."""
 
@@ -117,35 +116,6 @@ def filter_system_calls(processes: bool) -> bool:
     return bool(library.seccomp_load(context) == 0 and not any(done))
 
 
-def enter_namespaces(scratch: str, memory: int) -> bool:
-    """Make files outside `scratch` read-only, and /dev/shm and the network private; return whether this system does."""
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None)
-    user, group = os.getuid(), os.getgid()
-    folder, size = os.fsencode(scratch), b"mode=1777,size=%d" % memory
-
-    def set_attributes(path: bytes, flags: int, *attributes: int) -> bool:
-        return bool(libc.syscall(MOUNT_SETATTR, -1, path, flags, struct.pack("QQQQ", *attributes), 32) == 0)
-
-    if libc.unshare(NEW_USER | NEW_MOUNTS | NEW_IPC | NEW_NET):
-        return False
-    with contextlib.suppress(OSError):
-        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-        # root is another user inside, and so has no rights of root after `exec`
-        Path("/proc/self/uid_map").write_text(f"{user or 65534} {user} 1", encoding="ascii")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
-        here = os.open(scratch, os.O_PATH)  # it may be beneath /dev/shm, and then is made there anew
-        done = set_attributes(b"/", RECURSIVE, READ_ONLY, 0, PRIVATE, 0)
-        done = done and libc.mount(b"shm", b"/dev/shm", b"tmpfs", NO_SETUID | NO_DEVICES, size) == 0
-        Path(scratch).mkdir(parents=True, exist_ok=True)
-        done = done and libc.mount(b"/proc/self/fd/%d" % here, folder, None, BIND, None) == 0
-        os.close(here)
-        os.chdir(scratch)
-        return done and set_attributes(folder, 0, 0, READ_ONLY, 0, 0)
-    return False
-
-
 def limit_resources(memory: int) -> None:
     """Limit the memory and file size of this process and its children; when memory runs out, they are killed first."""
     import resource  # Windows has no such module, and `judge_file` says that it is not supported
@@ -180,7 +150,7 @@ def landlock_version() -> int:
     return max(0, int(ctypes.CDLL(None).syscall(CREATE_RULESET, None, 0, VERSION_FLAG)))
 
 
-def restrict_files(hidden: list[str], scratch: str, shared_memory: bool) -> bool:
+def restrict_files(hidden: list[str], scratch: str) -> bool:
     """Forbid reading beneath `hidden` and writing outside `scratch` and `DEVICES`; return whether this system can.
 
     Raises:
@@ -214,8 +184,7 @@ def restrict_files(hidden: list[str], scratch: str, shared_memory: bool) -> bool
         allow(path, READ_FILE)
     for pattern in DEVICES:
         for device in Path("/dev").glob(pattern):
-            if device.name != "shm" or shared_memory:
-                allow(device, files & (READ_FILE | WRITE_FILE | MAKE_REG | REMOVE_FILE | TRUNCATE))
+            allow(device, files & (READ_FILE | WRITE_FILE | TRUNCATE))
     allow(os.path.realpath(scratch), files)
     checked(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     checked(libc.syscall(RESTRICT_SELF, ruleset, 0))
@@ -232,16 +201,10 @@ def end_with_parent(judge: int) -> None:
 
 
 def confine(config: dict[str, Any]) -> list[str]:
-    """Confine this process; return what is in force.
-
-    Without namespaces /dev/shm is everybody's: only a kernel that starts processes needs it.
-    """
-    scratch, processes = config["scratch"], config["processes"]
-    namespaces = enter_namespaces(scratch, config["memory"])
-    landlock = restrict_files(config["hidden"], scratch, namespaces or processes)
+    """Confine this process; return what is in force."""
+    landlock = restrict_files(config["hidden"], config["scratch"])
     end_with_parent(config["judge"])
-    seccomp = filter_system_calls(processes)
-    found = {"Landlock": landlock, "seccomp": seccomp, "namespaces": namespaces}
+    found = {"Landlock": landlock, "seccomp": filter_system_calls(config["processes"])}
     return [name for name, on in found.items() if on]
 
 

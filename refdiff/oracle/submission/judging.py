@@ -2,7 +2,7 @@
 
 Each case has three sets of numbers of the same shapes, which the kernel gets in the same memory: the second has other
 numbers in every array, the third in one array alone. After all cases the kernel is called with the first sets again, in
-another order; the bits must be the same. Some cases have arrays that are not contiguous.
+another order; the bits must be the same.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import numpy as np
 
 from refdiff.messages import printable
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases
-from refdiff.oracle.cases.structure import relaid, strided_view
 from refdiff.oracle.inputs.arrays import is_float
 from refdiff.oracle.inputs.outputs import KernelError
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.submission.process import KernelProcess, ProcessError, ProcessLimits, memory_span
+from refdiff.oracle.submission.process import KernelProcess, ProcessError, ProcessLimits
 from refdiff.oracle.suite.outcome import Outcome, judge_outputs
 from refdiff.oracle.thresholds import THRESHOLDS
 
@@ -34,8 +33,7 @@ SHOWN = 3
 """How many failed cases the text has in full; JSON has all."""
 WITHOUT = {
     "Landlock": "a kernel can read refdiff's files and write yours",
-    "seccomp": "it can open connections, start processes, and change limits of the judge",
-    "namespaces": "it shares /dev/shm, and can change times and rights of files",
+    "seccomp": "it can open connections, start processes, and change limits of the judge and times of files",
 }
 """The means of confinement, and what a kernel can do without each."""
 
@@ -46,22 +44,16 @@ DERIVED = tuple(name for name, x in vars(Spec).items() if isinstance(x, property
 """What a spec computes from its fields; kernels are told of it too."""
 SMALL_SIZES, LARGE_SIZES = 3, 1
 """How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
-STRIDED = ("tokens before heads", "padded width", "width first")
-"""The layouts of `relaid` that a case of a random size is added for."""
-_STRIDES = "strides-"
-"""With which the names of their cases begin."""
 
 
 @dataclass
 class Run:
     """The calls of a case: three sets of numbers, and what the kernel returned for each.
 
-    layout: of the inputs and dout (`relaid`). changed: the array in which the third set differs from the first.
-    forward_only: the kernel was called without dout.
+    changed: the array in which the third set differs from the first. forward_only: the kernel was called without dout.
     """
 
     name: str
-    layout: str
     sets: tuple[Case, Case, Case]
     changed: str
     problem: str = ""
@@ -201,7 +193,7 @@ def judge_file(
     rng = np.random.default_rng([seed, 5])
     runs = draw_runs(spec, recipe.storage, seed, rng, asked["profiles"], asked["sizes"])
     doing("running the kernel")
-    largest = max(sum(map(memory_span, _arrays(run, numbers).values())) for run in runs for numbers in run.sets)
+    largest = max(sum(x.nbytes for x in _arrays(numbers).values()) for run in runs for numbers in run.sets)
     process = KernelProcess.start(path, function, largest, limits or ProcessLimits(), gradients=gradients)
     gradients, confinement, reasons = _call_all(process, runs, rng)
     found = judge_runs(runs, recipe, gradients, doing)  # only now, when the kernel and all its processes have ended
@@ -221,24 +213,17 @@ def draw_runs(
     spec: Spec, dtype: str, seed: int, rng: np.random.Generator, profiles: Iterable[str], sizes: Iterable[Iterable[int]]
 ) -> list[Run]:
     """Return the cases in the order of their first calls: of the profiles, of `sizes`, and of sizes that are drawn."""
-    sizes = [*sizes, *_hidden_sizes(rng)]
-    drawn = [(case.name, "contiguous", case, other) for p in profiles for case, other in _pairs(p, seed, spec, dtype)]
-    sized = [((B, T, S), "contiguous") for B, T, S in sizes]
-    for layout in STRIDED:
-        B, T = int(rng.integers(1, 4)), int(rng.integers(2, 41))
-        sized.append(((B, T, T), layout))
-    for n, (size, layout) in enumerate(sized):
-        ((case, other),) = _pairs("discriminating", seed + 2 + 2 * n, spec, dtype, size)
-        name = "x".join(map(str, size))
-        name = f"{name}-{n}" if layout == "contiguous" else f"{_STRIDES}{layout.replace(' ', '_')}-{name}"
-        drawn.append((name, layout, case, other))
+    drawn = [(case.name, case, other) for p in profiles for case, other in _pairs(p, seed, spec, dtype)]
+    for n, (B, T, S) in enumerate([*sizes, *_hidden_sizes(rng)]):
+        ((case, other),) = _pairs("discriminating", seed + 2 + 2 * n, spec, dtype, (B, T, S))
+        drawn.append((f"{B}x{T}x{S}-{n}", case, other))
     made = []
     start = int(rng.integers(2**16))
-    for n, (name, layout, case, other) in enumerate(drawn):
+    for n, (name, case, other) in enumerate(drawn):
         names = [x for x, numbers in case.inputs.items() if is_float(numbers.dtype)]
         changed = names[(start + n) % len(names)]
         third = replace(case, inputs={**case.inputs, changed: other.inputs[changed]})
-        made.append(Run(name, layout, (case, other, third), changed))
+        made.append(Run(name, (case, other, third), changed))
     return [made[i] for i in rng.permutation(len(made))]
 
 
@@ -299,7 +284,7 @@ def _call(process: KernelProcess, run: Run, numbers: Case) -> dict[str, Numpy] |
     """Call the kernel; if it declines paged keys with dout, without: decoding may have no backward pass."""
     spec = {**numbers.spec.to_dict(), **{name: getattr(numbers.spec, name) for name in DERIVED}}
     first, largest = numbers is run.sets[0], _max_output_bytes(numbers)
-    arrays = _arrays(run, numbers)
+    arrays = _arrays(numbers)
     inputs = {name: x for name, x in arrays.items() if name != "dout"}
     gradients = process.gradients and not run.forward_only
     found = process.call(spec, arrays if gradients else inputs, largest, first=first)
@@ -309,10 +294,9 @@ def _call(process: KernelProcess, run: Run, numbers: Case) -> dict[str, Numpy] |
     return found
 
 
-def _arrays(run: Run, numbers: Case) -> dict[str, Numpy]:
-    """Return a set of numbers and dout, in the layout of the run."""
-    inputs = {name: np.array(x, order="C") for name, x in numbers.inputs.items()}
-    return {**relaid(inputs, run.layout), "dout": strided_view(numbers.dout, run.layout)}
+def _arrays(numbers: Case) -> dict[str, Numpy]:
+    """Return a set of numbers and dout."""
+    return {**{name: np.asarray(x) for name, x in numbers.inputs.items()}, "dout": numbers.dout}
 
 
 def _max_output_bytes(case: Case) -> int:
@@ -353,8 +337,7 @@ def _judge(run: Run, recipe: Recipe, gradients: bool) -> Outcome:
         judge_outputs(outputs, numbers, recipe, numbers.dout if gradients and not run.forward_only else None)
         for outputs, numbers in zip(run.outputs, run.sets, strict=True)
     ]
-    layout = "" if run.layout == "contiguous" else f"with arrays that are not contiguous ({run.layout}): "
-    where = (layout, "with other numbers in the same memory: ", f"with other numbers in {run.changed} alone: ")
+    where = ("", "with other numbers in the same memory: ", f"with other numbers in {run.changed} alone: ")
     for outcome, text in zip(found, where, strict=True):
         if outcome.status == "fail":
             return replace(outcome, text=f"{text}{outcome.text}")
@@ -362,16 +345,12 @@ def _judge(run: Run, recipe: Recipe, gradients: bool) -> Outcome:
 
 
 def coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:
-    """Say why the run fails if most cases were declined, or no output was compared.
-
-    Cases of a layout do not count: a kernel may serve contiguous arrays alone.
-    """
-    contiguous = [o for name, o in found.items() if not name.startswith(_STRIDES)]
-    declined = sum(o.declined for o in contiguous)
-    if declined > THRESHOLDS.declined_share * len(contiguous):
+    """Say why the run fails if most cases were declined, or no output was compared."""
+    declined = sum(o.declined for o in found.values())
+    if declined > THRESHOLDS.declined_share * len(found):
         return [
-            f"the kernel declined {declined} of {len(contiguous)} cases of contiguous arrays: select cases that it "
-            "serves by --profile (most in modules have as many keys as queries), or add some by --size"
+            f"the kernel declined {declined} of {len(found)} cases: select cases that it serves by --profile (most in "
+            "modules have as many keys as queries), or add some by --size"
         ]
     if found and not any(o.compared or o.status == "fail" for o in found.values()):
         return ["no output was compared: every case was declined or inconclusive"]

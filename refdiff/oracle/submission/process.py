@@ -36,8 +36,8 @@ LONGEST_HEAD = 2**16
 ALIGNED = 64
 POISON = 0xFF
 """The value of every byte of the inputs after a call has returned: NaN in every floating-point type."""
-PERTURBED = "128"
-"""MALLOC_PERTURB_ of glibc fills new memory with the complement of this byte, 3.4e38 in float32."""
+FIXED = {"MALLOC_PERTURB_": "128", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+"""glibc fills new memory with the complement of this byte, 3.4e38 in float32; torch needs no semaphores in /dev/shm."""
 VARIABLES = (
     "PATH", "LANG", "LC_*", "TZ", "LD_LIBRARY_PATH", "CC", "CXX", "*_NUM_THREADS", "OMP_*", "KMP_*", "CUDA_*",
     "NVIDIA_*", "HIP_*", "ROCR_*", "TRITON_*", "TORCH_*", "PYTORCH_*", "JAX_*", "XLA_*", "NUMBA_*", "MLX_*",
@@ -162,18 +162,16 @@ class KernelProcess:
     ) -> dict[str, Numpy] | None:
         """Run the kernel on these arrays; return its outputs, of at most `largest` bytes, or None if it declines them.
 
-        The arrays are in the same memory at each call, with the strides that they have here. After the call they are
-        checked for changes, then overwritten. first: whether what earlier calls returned is overwritten before.
+        The arrays are in the same memory at each call. After the call they are checked for changes, then overwritten.
+        first: whether what earlier calls returned is overwritten before.
 
         Raises:
             KernelError: the kernel raised, its process ended or took too long, it changed its inputs, or its outputs
                 are no arrays or too large.
         """
-        ends = [0, *itertools.accumulate(-(-memory_span(x) // ALIGNED) * ALIGNED for x in arrays.values())]
-        listed, data = [], bytearray(ends[-1])
-        for (name, x), start in zip(arrays.items(), ends, strict=False):
-            np.ndarray(x.shape, x.dtype, data, start, x.strides)[...] = x
-            listed.append([name, x.dtype.name, list(x.shape), start, list(x.strides)])
+        ends = [0, *itertools.accumulate(-(-x.nbytes // ALIGNED) * ALIGNED for x in arrays.values())]
+        listed = [[name, x.dtype.name, x.shape, start] for (name, x), start in zip(arrays.items(), ends, strict=False)]
+        data = b"".join(x.tobytes().ljust(-(-x.nbytes // ALIGNED) * ALIGNED, b"\0") for x in arrays.values())
         os.pwrite(self._arena.fileno(), data, 0)
         outputs = self._outputs(largest, do="call", first=first, arrays=listed, spec=spec)
         for name, start, end in zip(arrays, ends, ends[1:], strict=False):
@@ -235,14 +233,10 @@ class KernelProcess:
         return data
 
     def _measure(self) -> None:
-        """Raise an exception if the process and its descendants hold too much memory, /dev/shm included."""
+        """Raise an exception if the process and its descendants hold too much memory."""
         if (start := time.monotonic()) < self._next_measurement:
             return
         held = sum(map(_held_memory, _family(self._process.pid)))
-        with contextlib.suppress(OSError):
-            if "namespaces" in self.confinement:
-                shm = os.statvfs(Path(f"/proc/{self._process.pid}/root", "dev", "shm"))
-                held += (shm.f_blocks - shm.f_bfree) * shm.f_frsize
         if held > self._limits.memory:
             raise ProcessError(f"the kernel held more than {self._limits.memory / 2**30:.3g} GiB: --memory allows more")
         took = time.monotonic() - start
@@ -266,11 +260,6 @@ def is_shape(shape: list[Any]) -> bool:
     return len(shape) <= MOST_AXES and all(type(n) is int and 0 <= n < 2**40 for n in shape)
 
 
-def memory_span(x: Numpy) -> int:
-    """Return the bytes from the first number of an array to its last; no stride is negative."""
-    return x.itemsize + sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)) if x.size else 0
-
-
 def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> dict[str, Any]:
     """Return what `confine.py` and `child.py` are told."""
     entries = [entry for entry in sys.path if entry]
@@ -289,7 +278,7 @@ def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> d
 
 def _environment(scratch: str) -> dict[str, str]:
     kept = {name: x for name, x in os.environ.items() if any(fnmatch.fnmatchcase(name, shown) for shown in VARIABLES)}
-    return {**kept, **dict.fromkeys(FOLDERS, scratch), "MALLOC_PERTURB_": PERTURBED}
+    return {**kept, **dict.fromkeys(FOLDERS, scratch), **FIXED}
 
 
 def children(pid: int | str = "self") -> set[int]:

@@ -1,38 +1,35 @@
 """Receipts: what a kernel returned on one machine, such as one with a GPU, which another machine judges once more.
 
-A receipt is a file of JSON: the machine, versions, the SHA-256 of the kernel's file and of what it imports from its
-folder, that of the inputs of each case, the outputs and their SHA-256, and the report. It proves that these outputs are
-right, and not where they come from: that is for a signature to say, such as that of `ssh-keygen -Y sign`.
+A receipt is a safetensors file of the outputs. Its metadata has the machine, versions, the SHA-256 of the kernel's file
+and of the Python files and libraries beside it, that of the inputs of each case, and the report. It proves that these
+outputs are right, and not where they come from: that is for a signature to say, such as that of `ssh-keygen -Y sign`.
 """
 
 from __future__ import annotations
 
-import ast
-import base64
 import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refdiff.files import read_bytes, replace_atomically
+from refdiff.oracle.inputs.arrays import read_arrays, write_arrays
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.submission.child import FLOATS, dtype_of
-from refdiff.oracle.submission.judging import JudgeReport, Numpy, Run, coverage_reasons, draw_runs, judge_runs
+from refdiff.oracle.submission.judging import JudgeReport, Run, coverage_reasons, draw_runs, judge_runs
 
-FORMAT = "refdiff-receipt 2"
-LARGEST = 2**30
-"""The most bytes of a receipt; one of all profiles, with gradients, has some 30 million."""
+FORMAT = "refdiff-receipt 3"
 PACKAGES = ("refdiff", "numpy", "torch", "triton", "jax", "jaxlib", "cupy-cuda12x", "mlx")
 """The packages whose versions a receipt has, as far as they are installed."""
+FLAGS = ("problem", "declined", "forward_only")
+"""The fields of a `Run` that only calls can show."""
 
 
 def write_receipt(path: str | os.PathLike[str], report: JudgeReport) -> None:
@@ -44,10 +41,11 @@ def write_receipt(path: str | os.PathLike[str], report: JudgeReport) -> None:
         "files_sha256": _hashes(Path(report.kernel)),
         "asked": report.asked,
         "report": report.to_dict(),
-        "cases": {run.name: _case(run) for run in report.runs},
+        "cases": {run.name: {name: getattr(run, name) for name in FLAGS} | _digest(run) for run in report.runs},
     }
-    with replace_atomically(path) as file:
-        file.write(json.dumps(receipt, indent=1).encode())
+    outputs = {f"{run.name}/{n}/{name}": x for run in report.runs for n, arrays in enumerate(run.outputs)
+               for name, x in arrays.items()}  # fmt: skip
+    write_arrays(path, outputs, {"receipt": json.dumps(receipt)})
 
 
 def verify_receipt(
@@ -60,7 +58,7 @@ def verify_receipt(
 ) -> tuple[JudgeReport, dict[str, Any]]:
     """Judge the outputs of a receipt here, without running the kernel; return the report, and the machine and versions.
 
-    The report fails if the kernel's file, or the inputs of a case as they are drawn here, have another hash.
+    The report fails if a file of the kernel, or the inputs of a case as they are drawn here, have another hash.
 
     Args:
         path: the receipt.
@@ -71,16 +69,18 @@ def verify_receipt(
         doing: called with a line of text at each step.
 
     Raises:
+        CheckpointError: the file cannot be read.
         ValueError: the file is no receipt, or one of another spec, recipe or choice of cases.
     """
-    data = read_bytes(path, max_bytes=LARGEST)
+    arrays, header = read_arrays(path)
     try:
-        receipt = json.loads(data)
+        receipt = json.loads(header["receipt"])
         told, recorded, seed = receipt["report"], receipt["cases"], int(receipt["report"]["seed"])
-        known = dict(receipt["files_sha256"])
+        known = {"kernel": "", **receipt["files_sha256"]}
         machine = {**receipt["machine"], **receipt["versions"]}
         given = {"spec": told["spec"], "recipe": told["recipe"], "seed": seed, **receipt["asked"]}
         gradients, expected = bool(told["gradients"]), {"spec": spec.to_dict(), "recipe": recipe.to_dict(), **asked}
+        reasons, confinement = list(map(str, told["reasons"])), tuple(map(str, told["confinement"]))
         if receipt["format"] != FORMAT:
             raise ValueError(f"got format {receipt['format']!r}, expected {FORMAT!r}")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -88,23 +88,27 @@ def verify_receipt(
     for name, x in json.loads(json.dumps(expected)).items():
         if given.get(name) != x:
             raise ValueError(f"{path}: the receipt is of {name} {given.get(name)}, expected {x}, as named here")
-    reasons = list(map(str, told["reasons"]))
     hashes = _hashes(Path(kernel))
-    differ = sorted(name for name in {*hashes, *known} if hashes.get(name) != known.get(name))
-    names = (str(kernel) if name == "kernel" else name for name in differ)
+    names = (str(kernel) if name == "kernel" else name for name, x in known.items() if hashes.get(name) != x)
     reasons += [f"{name} is not the file of the receipt: its SHA-256 differs" for name in names]
     runs = draw_runs(spec, recipe.storage, seed, np.random.default_rng([seed, 5]), asked["profiles"], asked["sizes"])
     for run in runs:
-        try:
-            _fill(run, recorded[run.name])
-        except KeyError as error:
-            reasons.append(f"{run.name}: the receipt lacks {error}")
-        except (TypeError, ValueError, OverflowError) as error:
-            reasons.append(f"{run.name}: {error}")
-    found = judge_runs(runs, recipe, gradients, doing)
-    reasons = list(dict.fromkeys([*reasons, *coverage_reasons(found)]))
-    left, confinement = len(runs) - len(found), tuple(map(str, told["confinement"]))
-    report = JudgeReport(str(kernel), spec, recipe, seed, found, tuple(reasons), gradients, left, confinement, asked)
+        case = recorded.get(run.name) if isinstance(recorded, dict) else None
+        if not isinstance(case, dict) or not case.keys() >= {*FLAGS}:
+            reasons.append(f"{run.name}: the receipt lacks it")
+        elif {"inputs_sha256": case.get("inputs_sha256")} != _digest(run):
+            more = "another version of refdiff or NumPy drew them"
+            reasons.append(f"{run.name}: its inputs, drawn here, have another SHA-256: {more}")
+        else:
+            run.problem, run.declined = str(case["problem"]), case["declined"] is True
+            run.forward_only = case["forward_only"] is True and "k_pages" in run.sets[0].inputs
+            starts = [f"{run.name}/{n}/" for n in range(len(run.sets))]
+            found = tuple({n.removeprefix(s): x for n, x in arrays.items() if n.startswith(s)} for s in starts)
+            run.outputs = found if all(found) else ()
+    outcomes = judge_runs(runs, recipe, gradients, doing)
+    reasons = list(dict.fromkeys([*reasons, *coverage_reasons(outcomes)]))
+    left = len(runs) - len(outcomes)
+    report = JudgeReport(str(kernel), spec, recipe, seed, outcomes, tuple(reasons), gradients, left, confinement, asked)
     return report, machine
 
 
@@ -118,36 +122,10 @@ def gpus() -> list[str]:
 
 
 def _hashes(kernel: Path) -> dict[str, str]:
-    """Return the SHA-256 of the kernel's file, as "kernel", and of the modules of its folder that it needs."""
-    found: dict[str, str] = {}
-    waiting = {"kernel": kernel}
-    while waiting:
-        file, path = waiting.popitem()
-        data = path.read_bytes()
-        found[file] = hashlib.sha256(data).hexdigest()
-        for name in _imports(data, path.relative_to(kernel.parent).parent.parts) if path.suffix == ".py" else ():
-            near = kernel.parent.joinpath(*name)
-            files = near.with_name(near.name + ".py"), near / "__init__.py", *near.parent.glob(f"{near.name}.*.so")
-            near_files = {x.relative_to(kernel.parent).as_posix(): x for x in files if x.is_file() and x != kernel}
-            waiting |= {file: x for file, x in near_files.items() if file not in found}
-    return found
-
-
-def _imports(source: bytes, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the names, split at dots, of what a module of a package imports, and of the packages around it."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # a file that no longer is Python has another hash too
-        return
-    for node in ast.walk(tree):
-        names: list[tuple[str, ...]] = []
-        if isinstance(node, ast.Import):
-            names = [tuple(alias.name.split(".")) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) + 1 - node.level] if node.level else ()
-            start += tuple((node.module or "").split(".")) if node.module else ()
-            names = [(*start, alias.name) for alias in node.names]
-        yield from (name[:n] for name in names for n in range(1, len(name) + 1))
+    """Return the SHA-256 of the kernel's file, as "kernel", and of the Python files and libraries in its folder."""
+    beside = {file.name: file for kind in ("*.py", "*.so") for file in kernel.parent.glob(kind) if file.is_file()}
+    files = {"kernel": kernel, **{name: file for name, file in beside.items() if name != kernel.name}}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def _versions() -> dict[str, str]:
@@ -155,46 +133,10 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES if name in installed}
 
 
-def _digest(sets: Iterable[Mapping[str, Numpy]]) -> str:
-    """Return the SHA-256 of names, types, shapes and numbers."""
+def _digest(run: Run) -> dict[str, str]:
+    """Return the SHA-256 of the names, types, shapes and numbers of a run's inputs."""
     found = hashlib.sha256()
-    for arrays in sets:
-        for name, x in sorted(arrays.items()):
+    for numbers in run.sets:
+        for name, x in sorted({**numbers.inputs, "dout": numbers.dout}.items()):
             found.update(json.dumps([name, x.dtype.name, x.shape]).encode() + x.tobytes())
-    return found.hexdigest()
-
-
-def _inputs_digest(run: Run) -> str:
-    return _digest({**numbers.inputs, "dout": numbers.dout} for numbers in run.sets)
-
-
-def _case(run: Run) -> dict[str, Any]:
-    outputs = [
-        [[name, x.dtype.name, x.shape, base64.b64encode(x.tobytes()).decode()] for name, x in arrays.items()]
-        for arrays in run.outputs
-    ]
-    hashes = {"inputs_sha256": _inputs_digest(run), "outputs_sha256": _digest(run.outputs)}
-    flags = {"problem": run.problem, "declined": run.declined, "forward_only": run.forward_only}
-    return {**hashes, **flags, "outputs": outputs}
-
-
-def _fill(run: Run, case: Mapping[str, Any]) -> None:
-    """Give a run the calls that a receipt has.
-
-    Raises:
-        ValueError: a hash differs, or an array is none.
-    """
-    if case["inputs_sha256"] != _inputs_digest(run):
-        raise ValueError("its inputs, drawn here, have another SHA-256: another version of refdiff or NumPy drew them")
-    outputs = []
-    for arrays in case["outputs"]:
-        if not all(dtype in FLOATS for _, dtype, _, _ in arrays):
-            raise ValueError(f"the type of an output is not one of {', '.join(FLOATS)}")
-        outputs.append(
-            {str(n): np.frombuffer(base64.b64decode(x), dtype_of(t)).reshape(shape) for n, t, shape, x in arrays}
-        )
-    if case["outputs_sha256"] != _digest(outputs):
-        raise ValueError("its outputs have another SHA-256 than the receipt says")
-    run.problem, run.declined = str(case["problem"]), case["declined"] is True
-    run.forward_only = case["forward_only"] is True and "k_pages" in run.sets[0].inputs
-    run.outputs = tuple(outputs) if len(outputs) == len(run.sets) else ()
+    return {"inputs_sha256": found.hexdigest()}

@@ -18,23 +18,11 @@ from refdiff.oracle.submission import child
 KERNELS = Path(__file__).parent / "kernels"
 
 
-@pytest.mark.parametrize(
-    ("event", "args", "says"),
-    [
-        ("import", ("refdiff.layers", None, None, None, None), "refdiff cannot be imported"),
-        ("import", ("refdifference", None, None, None, None), ""),
-        ("socket.connect", (None, None), "may not call socket.connect"),
-        ("os.fork", (), "may not call os.fork; --allow-processes allows it"),
-    ],
-)
-def test_operations_that_the_guard_refuses(event: str, args: tuple[Any, ...], says: str) -> None:
-    hook = child.guard(False)
-    if says:
-        with pytest.raises((ImportError, PermissionError), match=says):
-            hook(event, args)
-    else:
-        hook(event, args)
-    child.guard(True)("os.fork", ())
+def test_imports_of_refdiff_are_refused() -> None:
+    child.refuse_refdiff("import", ("refdifference", None, None, None, None))
+    child.refuse_refdiff("os.fork", ())
+    with pytest.raises(ImportError, match="refdiff cannot be imported"):
+        child.refuse_refdiff("import", ("refdiff.layers", None, None, None, None))
 
 
 def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +67,7 @@ def test_requests_and_answers() -> None:
         returned.append(inputs["q"] * dout)
         return returned[-1]
 
-    arrays = [["q", "float32", [2, 2], 0, [8, 4]], ["dout", "float32", [2, 2], 64, [8, 4]]]
+    arrays = [["q", "float32", [2, 2], 0], ["dout", "float32", [2, 2], 64]]
     calls = [{"do": "call", "first": n == 5, "arrays": arrays, "spec": {"layer": n}} for n in range(6)]
     asked: list[dict[str, Any]] = [*calls[:5], {"do": "again"}, calls[5]]
     requests, pipe = io.BytesIO(b"\n".join(json.dumps(request).encode() for request in asked)), io.BytesIO()

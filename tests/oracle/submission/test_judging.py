@@ -36,10 +36,10 @@ SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4, layer
 SMALL = ProcessLimits(seconds=30.0, memory=2**29)
 SHORT = ProcessLimits(seconds=2.0)
 HELD = "the kernel held more than 0.5 GiB: --memory allows more"
-CONFINED, REFUSED, READ_ONLY = "PermissionError: [Errno 13]", "Operation not permitted", "Read-only file system"
+CONFINED, REFUSED = "PermissionError: [Errno 13]", "Operation not permitted"
 FORBIDDEN = "`refdiff judge --help` says what a kernel may do"
 """What Linux says, not an audit hook."""
-NEEDS = {CONFINED: "Landlock", FORBIDDEN: "Landlock", REFUSED: "seccomp", READ_ONLY: "namespaces"}
+NEEDS = {CONFINED: "Landlock", FORBIDDEN: "Landlock", REFUSED: "seccomp"}
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 
 
@@ -56,7 +56,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("cached_by_queries", "alone: "),
         ("aliased_output", "has changed with a later call"),
         ("two_buffers_in_turn", "has changed with a later call"),
-        ("alias_of_an_input", "has changed its input q"),
+        ("alias_of_an_input", "out is in the memory of the inputs: return a new array"),
         ("view_of_an_input", "out is in the memory of the inputs: return a new array"),
         ("memory_of_the_last_call", "the same inputs gave other bits"),
         ("writes_into_inputs", "has changed its input v"),
@@ -68,7 +68,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("reads_the_source_of_the_reference", CONFINED),
         ("reads_from_an_open_folder", CONFINED),
         ("takes_the_hook_away", CONFINED),
-        ("asks_another_interpreter", "may not call subprocess.Popen; --allow-processes allows it"),
+        ("asks_another_interpreter", REFUSED),
         ("patches_the_comparison", "rows are wrong"),
         ("patches_the_import_system", "rows are wrong"),
         ("walks_the_stack", "rows are wrong"),
@@ -87,8 +87,8 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("shortens_the_shared_memory", "has changed its input"),
         ("overwrites_the_reference", FORBIDDEN),
         ("renames_its_own_file", FORBIDDEN),
-        ("ends_the_judge", "may not call os.kill"),
-        ("leaves_a_process", "may not call os.fork; --allow-processes allows it"),
+        ("ends_the_judge", REFUSED),
+        ("leaves_a_process", "Operation not permitted; --allow-processes lets it start others"),
         ("limits_the_judge", REFUSED),
         ("limits_the_files_of_the_judge", REFUSED),
         ("slows_the_judge", REFUSED),
@@ -97,12 +97,14 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("forks_without_python", REFUSED),
         ("sends_a_datagram", REFUSED),
         ("sends_by_a_pair_of_sockets", REFUSED),
-        ("changes_times", READ_ONLY),
-        ("changes_attributes", READ_ONLY),
+        ("changes_times", REFUSED),
+        ("changes_attributes", REFUSED),
         ("opens_a_terminal", CONFINED),
         ("keeps_a_key", REFUSED),
         ("memory_in_no_process", "Function not implemented"),
         ("shared_memory", HELD),
+        ("files_in_shared_memory", CONFINED),
+        ("remembers_in_shared_memory", CONFINED),
     ],
 )
 def test_a_cheat_is_caught(cheat: str, says: str) -> None:
@@ -132,18 +134,6 @@ def test_processes_share_the_limit_of_memory() -> None:
 
 
 @LINUX
-def test_shared_memory_is_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = [_judge("remembers_in_shared_memory") for _ in range(2)]
-    if "namespaces" not in reports[0].confinement:
-        pytest.skip("this system has no namespaces")
-    assert all(reports)
-    assert not list(Path("/dev/shm").glob("refdiff-*"))
-    assert HELD in str(_judge("files_in_shared_memory"))
-    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
-    assert _judge("remembers_in_shared_memory").confinement == reports[0].confinement
-
-
-@LINUX
 def test_the_judge_runs_on_all_its_cores() -> None:
     cores = os.sched_getaffinity(0)
     assert _judge("pins_the_judge")
@@ -153,7 +143,7 @@ def test_the_judge_runs_on_all_its_cores() -> None:
 @LINUX
 def test_the_report_says_what_confines() -> None:
     report = _judge("kernel", path=HONEST)
-    known = {"Landlock", "seccomp", "namespaces"}
+    known = {"Landlock", "seccomp"}
     assert set(report.to_dict()["confinement"]) == set(report.confinement) <= known
     assert f"confined by {', '.join(report.confinement)}" in str(report)
     assert str(report).count("\nwithout ") == len(known - set(report.confinement))
@@ -167,7 +157,7 @@ ATTACKS = re.findall(r"^ATTACK\((\w+)", (KERNELS / "attacks.c").read_text(), re.
 def test_linux_refuses_what_a_shared_library_tries(attack: str, tmp_path: Path) -> None:
     """The judge survives, and no audit hook of Python has a part in it."""
     report = _judge(attack, path=build("c", tmp_path / "attacks.so", source=KERNELS / "attacks.c"))
-    if len(report.confinement) < 3:
+    if len(report.confinement) < 2:
         pytest.skip(f"confined by {report.confinement} alone")
     texts = {o.text for o in report.cases.values() if not o.declined}
     assert texts == {
@@ -188,35 +178,6 @@ def test_rows_that_are_never_written_are_not_zero() -> None:
     sizes = [(2, 40, 8)]
     assert _judge("kernel", path=HONEST, sizes=sizes)
     assert _judge("rows_never_written", sizes=sizes).cases["2x40x8-0"].status == "fail"
-
-
-IGNORES_STRIDES = """
-import numpy as np
-from honest import kernel as honest
-
-def kernel(spec, inputs):
-    q = inputs["q"]
-    contiguous = np.empty_like(q, order="C").strides
-    return honest(spec, {**inputs, "q": np.lib.stride_tricks.as_strided(q, strides=contiguous)})
-
-def backward(spec, inputs, dout=None):
-    if not dout.flags.c_contiguous:
-        raise ValueError("dout is not contiguous")
-    return {"out": honest(spec, inputs)}
-"""
-
-
-def test_arrays_that_are_not_contiguous(tmp_path: Path) -> None:
-    shutil.copy(HONEST, tmp_path)
-    (tmp_path / "kernel.py").write_text(IGNORES_STRIDES)
-    report = _judge("kernel", path=tmp_path / "kernel.py")
-    failed = {name.rpartition("-")[0]: o.text for name, o in report.cases.items() if o.status == "fail"}
-    assert set(failed) == {f"strides-{layout}" for layout in ("tokens_before_heads", "padded_width", "width_first")}
-    text = failed["strides-padded_width"]
-    assert text.startswith("with arrays that are not contiguous (padded width): ")
-    report = _judge("backward", path=tmp_path / "kernel.py")
-    raised = {name.rpartition("-")[0] for name, o in report.cases.items() if "dout is not contiguous" in o.text}
-    assert raised == set(failed)
 
 
 def test_a_seed_that_a_kernel_knows_is_of_no_use(tmp_path: Path) -> None:
@@ -272,7 +233,7 @@ def test_decoding_from_pages_needs_no_backward(tmp_path: Path) -> None:
     compared = {name.split("-")[1] for name, o in report.cases.items() if o.compared and o.status == "pass"}
     assert compared == {"0", "2", "4"}, report
     assert report.gradients
-    assert "\ndeclined 9: sizes 4, strides 3, serving 2" in str(report)
+    assert "\ndeclined 6: sizes 4, serving 2" in str(report)
 
 
 @pytest.fixture
@@ -311,7 +272,7 @@ def test_nothing_is_expected_while_the_kernel_runs(copied: Path, monkeypatch: py
     original = judging.judge_outputs
     monkeypatch.setattr(judging, "judge_outputs", judge_outputs)
     assert _judge("not_asleep_but_waiting", path=copied)
-    assert len(alive) == 27
+    assert len(alive) == 18
     assert not any(alive)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -13,11 +12,13 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Recipe, Spec
+from refdiff.oracle.inputs.arrays import read_arrays, write_arrays
 from refdiff.oracle.submission import judge_file, receipt
 from refdiff.oracle.submission.judging import JudgeReport
 from refdiff.oracle.submission.process import KernelProcess
 from refdiff.oracle.submission.receipt import verify_receipt, write_receipt
 
+RECEIPT = "receipt.safetensors"
 KERNELS = Path(__file__).parent / "kernels"
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4, layer=2)
 ASKED = {"function": "kernel", "profiles": ["natural"], "sizes": [[1, 3, 5]]}
@@ -29,81 +30,69 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("receipt")
     kernel = Path(shutil.copy(KERNELS / "honest.py", folder))
     text = kernel.read_text()
-    kernel.write_text(text.replace("\nimport", "\nimport helper.tiles\nimport", 1))
-    (folder / "helper").mkdir()
-    (folder / "helper" / "__init__.py").touch()
-    (folder / "helper" / "tiles.py").write_text("from . import sizes\n")
-    (folder / "helper" / "sizes.py").write_text("TILE = 16\n")
-    (folder / "unused.py").write_text("def\n")
+    kernel.write_text(text.replace("\nimport", "\nimport sizes\nimport", 1))
+    (folder / "sizes.py").write_text("TILE = 16\n")
     report = judge_file(kernel, SPEC, recipe="float32", profiles=["natural"], sizes=[(1, 3, 5)], seed=9000)
     assert report
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(receipt, "gpus", lambda: ["NVIDIA H100, 570.1"])
-        write_receipt(folder / "receipt.json", report)
+        write_receipt(folder / RECEIPT, report)
     return folder
 
 
 def _verify(folder: Path, *, recipe: str = "float32", **asked: Any) -> tuple[JudgeReport, dict[str, Any]]:
-    return verify_receipt(folder / "receipt.json", folder / "honest.py", SPEC, Recipe(recipe), {**ASKED, **asked})
+    return verify_receipt(folder / RECEIPT, folder / "honest.py", SPEC, Recipe(recipe), {**ASKED, **asked})
 
 
 def test_a_receipt_is_judged_without_the_kernel(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KernelProcess, "start", None)
     report, machine = _verify(made)
     assert report, report
-    assert (report.compared, report.seed, report.unjudged) == (10, 9000, 0)
-    files = json.loads((made / "receipt.json").read_text())["files_sha256"]
-    assert sorted(files) == ["helper/__init__.py", "helper/sizes.py", "helper/tiles.py", "kernel"]
+    assert (report.compared, report.seed, report.unjudged) == (7, 9000, 0)
+    assert sorted(json.loads(read_arrays(made / RECEIPT)[1]["receipt"])["files_sha256"]) == ["kernel", "sizes.py"]
     assert machine["gpus"] == ["NVIDIA H100, 570.1"]
     assert machine["numpy"] == np.__version__
 
 
-def _change_kernel(folder: Path, case: dict[str, Any], told: dict[str, Any]) -> None:
-    with (folder / "honest.py").open("a") as file:
-        file.write("\n# mended\n")
+CASE = "natural-0-2x16x24-float32-9000"
+Change = Callable[[Path, dict[str, Any], dict[str, Any]], Any]
 
 
-def _change_import(folder: Path, case: dict[str, Any], told: dict[str, Any]) -> None:
-    (folder / "helper" / "sizes.py").write_text("TILE = 32\n")
+def _write(name: str, text: str) -> Change:
+    return lambda folder, arrays, told: (folder / name).write_text(text)
 
 
-def _change_output(folder: Path, case: dict[str, Any], told: dict[str, Any]) -> None:
-    (entry,) = case["outputs"][2]
-    entry[3] = base64.b64encode(np.full(entry[2], 3, entry[1]).tobytes()).decode()
+def _change_case(**fields: Any) -> Change:
+    return lambda folder, arrays, told: told["cases"][CASE].update(fields)
 
 
-def _change_output_and_hash(folder: Path, case: dict[str, Any], told: dict[str, Any]) -> None:
-    _change_output(folder, case, told)
-    named = [{n: np.frombuffer(base64.b64decode(x), t).reshape(s) for n, t, s, x in one} for one in case["outputs"]]
-    case["outputs_sha256"] = receipt._digest(named)
+def _change_output(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    return lambda folder, arrays, told: arrays.update({f"{CASE}/2/out": change(arrays[f"{CASE}/2/out"])})
 
 
-CHANGES: list[tuple[Callable[[Path, dict[str, Any], dict[str, Any]], Any], str]] = [
-    (_change_kernel, "honest.py is not the file of the receipt: its SHA-256 differs"),
-    (_change_import, "helper/sizes.py is not the file of the receipt: its SHA-256 differs"),
-    (
-        lambda folder, case, told: (folder / "helper" / "tiles.py").write_text("def"),
-        "helper/sizes.py is not the file of",
-    ),
-    (_change_output, "natural-0-2x16x24-float32-9000: its outputs have another SHA-256 than the receipt says"),
-    (_change_output_and_hash, " alone: fail, judged as float32"),
-    (lambda folder, case, told: case.update(inputs_sha256="0"), "its inputs, drawn here, have another SHA-256"),
-    (lambda folder, case, told: case.update(problem="the kernel raised"), "9000: the kernel raised"),
-    (lambda folder, case, told: case["outputs"][0][0].__setitem__(1, "object"), "the type of an output is not one of"),
-    (lambda folder, case, told: case["outputs"][0][0].__setitem__(2, [-7, 9]), "natural-0-2x16x24-float32-9000: "),
-    (lambda folder, case, told: case["outputs"][0][0].__setitem__(2, [10**30]), "natural-0-2x16x24-float32-9000: "),
-    (lambda folder, case, told: case.pop("declined"), "9000: the receipt lacks 'declined'"),
-    (lambda folder, case, told: told["cases"].clear(), "9000: the receipt lacks 'natural-0-2x16x24-float32-9000'"),
-    (lambda folder, case, told: told["report"].update(reasons=["ended early"]), "\nended early"),
+CHANGES: list[tuple[Change, str]] = [
+    (_write("honest.py", "# mended"), "honest.py is not the file of the receipt: its SHA-256 differs"),
+    (_write("sizes.py", "TILE = 32"), "sizes.py is not the file of the receipt: its SHA-256 differs"),
+    (lambda folder, arrays, told: (folder / "sizes.py").unlink(), "sizes.py is not the file of the receipt"),
+    (_change_output(lambda x: np.full_like(x, 3)), " alone: fail, judged as float32"),
+    (_change_output(lambda x: x[:, :1]), "cannot be judged: out: got shape"),
+    (_change_output(lambda x: x.astype(np.int32)), "integers have lost the fractions that are judged"),
+    (_change_case(inputs_sha256="0"), f"{CASE}: its inputs, drawn here, have another SHA-256"),
+    (_change_case(problem="the kernel raised"), "9000: the kernel raised"),
+    (lambda folder, arrays, told: told["cases"][CASE].pop("declined"), f"{CASE}: the receipt lacks it"),
+    (lambda folder, arrays, told: told["cases"].clear(), f"{CASE}: the receipt lacks it"),
+    (lambda folder, arrays, told: told.update(cases=3), f"{CASE}: the receipt lacks it"),
+    (lambda folder, arrays, told: told["report"].update(reasons=["ended early"]), "\nended early"),
 ]
 
 
 @pytest.mark.parametrize(("change", "said"), CHANGES)
-def test_what_was_changed_fails(change: Callable[..., Any], said: str, made: Path, tmp_path: Path) -> None:
+def test_what_was_changed_fails(change: Change, said: str, made: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made, tmp_path / "copy"))
-    told = json.loads((folder / "receipt.json").read_text())
-    change(folder, told["cases"]["natural-0-2x16x24-float32-9000"], told)
-    (folder / "receipt.json").write_text(json.dumps(told))
+    arrays, header = read_arrays(folder / RECEIPT)
+    told = json.loads(header["receipt"])
+    change(folder, arrays, told)
+    write_arrays(folder / RECEIPT, arrays, {"receipt": json.dumps(told)})
     report, _ = _verify(folder)
     assert report.status == "fail"
     assert said in str(report)
@@ -114,9 +103,9 @@ def test_a_receipt_of_something_else_is_an_error(made: Path, tmp_path: Path) -> 
         _verify(made, profiles=["tiles"])
     with pytest.raises(ValueError, match=r"the receipt is of recipe .*float32.*, expected .*bfloat16"):
         _verify(made, recipe="bfloat16")
-    with pytest.raises(OSError, match=r"receipt\.json: no such file"):
+    with pytest.raises(OSError, match=r"receipt\.safetensors: no such file"):
         _verify(tmp_path)
     for text in ("[]", "{}", "{", '{"report": 3}', "[" * 10**5):
-        (tmp_path / "receipt.json").write_text(text)
+        write_arrays(tmp_path / RECEIPT, {}, {"receipt": text})
         with pytest.raises(ValueError, match="no receipt of refdiff judge"):
             _verify(tmp_path)

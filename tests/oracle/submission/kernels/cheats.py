@@ -137,11 +137,8 @@ def reads_from_an_open_folder(spec, inputs):
 
 def takes_the_hook_away(spec, inputs):
     for x in gc.get_objects():
-        if getattr(x, "__qualname__", "") == "guard.<locals>.hook":
-            cells = ", ".join(x.__code__.co_freevars)
-            made = {}
-            exec(f"def outer({cells}):\n def hook(event, args): ({cells},)\n return hook", made)
-            x.__code__ = made["outer"](*x.__code__.co_freevars).__code__
+        if getattr(x, "__qualname__", "") == "refuse_refdiff":
+            x.__code__ = (lambda event, args: None).__code__
     return imports_the_reference(spec, inputs)
 
 
