@@ -77,8 +77,7 @@ def small_spec(preset: str) -> Spec:
 def infer_dimensions(given: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
     """Return those of query_heads, key_heads, head_dim and v_head_dim that `given` lacks, from the inputs' shapes.
 
-    A projection of a layer has heads × head_dim rows. head_dim is the length of a λ vector or half of that of the
-    norm's weight; or the number of heads follows from the rows of `lambda_proj`.
+    A projection of a layer has heads × head_dim rows. head_dim is the length of a λ vector, or given.
 
     Raises:
         ValueError: an array that is needed is missing or has another shape, or the shapes leave a dimension open.
@@ -113,30 +112,17 @@ def _axis_lengths(spec: Any, inputs: Mapping[str, Any], complete: bool) -> dict[
                 else f"{name}: got shape {shape}, expected ({wanted})"
             )
     if layer and complete:
-        d = n["d"] = _head_dim(spec, n)
+        given = getattr(spec, "head_dim", None)
+        d = n["d"] = given if isinstance(given, int) and given > 0 else n.get("d", 0)
+        if not d:
+            raise ValueError("the arrays of this layer do not say how wide a head is: give head_dim")
         for name, rows, heads in (("q", "Hd", "H"), ("k", "Kd", "K")):
-            if d < 1 or n[rows] % d:
+            if n[rows] % d:
                 raise ValueError(
                     f"{name}_proj.weight has {n[rows]} rows, which is not a multiple of the head width {d}"
                 )
             n[heads] = n[rows] // d
     return n
-
-
-def _head_dim(spec: Any, n: Mapping[str, int]) -> int:
-    """Return head_dim of a layer: as given, or by what its arrays say of the number or the width of its heads."""
-    d, H, r = (getattr(spec, name, None) for name in ("head_dim", "query_heads", "ratio"))
-    if isinstance(d, int):
-        return d
-    if isinstance(H, int) and H > 0:
-        return n["Hd"] // H
-    if "d" in n:
-        return n["d"]
-    if "h" in n and isinstance(r, int) and r > 0 and spec.lambda_form == "sigmoid":
-        return n["Hd"] * r // max(n["h"] * (r + 1), 1)
-    if "e" in n:
-        return n["e"] if spec.values == "single" else n["e"] // 2
-    raise ValueError("the arrays of this layer do not say how wide a head is: give head_dim")
 
 
 def _array_shape(x: Any, name: str) -> tuple[int, ...]:

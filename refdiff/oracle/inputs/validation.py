@@ -17,42 +17,27 @@ from refdiff.oracle.spec import Spec
 Layout = tuple[tuple[int, ...], ...]
 
 _LAYOUTS = {
-    4: ("0 2 1 3", "0 2 13", "2 1 3", "1 2 3", "2 13", "02 1 3", "01 2 3", "02 13", "2 0 1 3", "2 0 13"),
-    3: ("0 2 1", "1 2", "2 1", "02 1", "01 2", "1 0 2", "2 0 1"),
+    4: ("0 2 1 3", "0 2 13", "2 1 3", "1 2 3", "2 13", "2 0 1 3", "2 0 13", "02 1 3", "01 2 3", "02 13"),
+    3: ("0 2 1", "1 2", "2 1", "1 0 2", "2 0 1", "02 1", "01 2"),
     2: ("1 0", "1"),
 }
 """By number of expected axes, other layouts: for each axis of the array, the expected axes in it. Axes that are absent,
-such as a batch, have length 1. "0 2 13" is (B, T, H d) for (B, H, T, d)."""
-
-_HEADS = "hHKV"
+such as a batch, have length 1. "0 2 13" is (B, T, H d) for (B, H, T, d). Those that fit whatever the batch are last."""
 
 
 def layout_hint(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str, int]) -> str:
-    """Return the end of a message that names the layout of this shape and how to convert it; "" if no layout fits.
-
-    If several fit, for example because there are as many heads as tokens, all are named. A layout from which an unknown
-    batch size would be inferred, such as (B H, T, d), is named only if no other fits.
+    """Return the end of a message that names the first layout with this shape and its conversion; "" if none fits.
 
     Args:
         axes: the letters of the expected axes, in order.
         lengths: the known lengths by letter. A batch of 1 or of unknown size may be missing from the shape.
     """
-    found: dict[tuple[str, ...], tuple[str, str]] = {}
-
-    def infers_batch(layout: Layout) -> bool:
-        return axes[0] not in lengths and any(0 in group and len(group) > 1 for group in layout)
-
-    layouts = [tuple(tuple(map(int, group)) for group in text.split()) for text in _LAYOUTS.get(len(axes), ())]
-    for layout in sorted(layouts, key=infers_batch):
-        if found and infers_batch(layout):
-            break
-        known = _match_layout(shape, layout, axes, lengths)
-        if known is not None:
-            order = tuple(a for a in (axes[i] for group in layout for i in group) if known[a] != 1)
-            found.setdefault(order, (_layout_name(layout, axes), _conversion(layout, axes, known)))
-    if_, separator = ("if ", ",") if len(found) > 1 else ("", ";")
-    said = [f"{if_}{name}{separator} {steps} puts {_pronoun(name)} right" for name, steps in found.values()]
-    return ": " + ", or ".join(said) if said else ""
+    for text in _LAYOUTS.get(len(axes), ()):
+        layout = tuple(tuple(map(int, group)) for group in text.split())
+        if (known := _match_layout(shape, layout, axes, lengths)) is not None:
+            order = ", ".join(" ".join(axes[i] for i in group) for group in layout)
+            return f": if it is ({order}), {_conversion(layout, axes, known)} puts it right"
+    return ""
 
 
 def _match_layout(
@@ -75,20 +60,6 @@ def _match_layout(
             known[unknown[0]] = n // rest
     left_out = set(range(len(axes))) - {i for group in layout for i in group}
     return None if any(known[axes[i]] != 1 for i in left_out) else known
-
-
-def _layout_name(layout: Layout, axes: Sequence[str]) -> str:
-    if layout == ((0,), (2,), (1,), (3,))[: len(axes)] and axes[1] in _HEADS:
-        return "heads and tokens are swapped"
-    if layout == ((1,), (0,)):
-        return "it is transposed"
-    order = ", ".join(" ".join(axes[i] for i in group) for group in layout)
-    side = ", the heads side by side in each token" if layout[-1] == (1, 3) else ""
-    return f"its layout is ({order}{',' if len(layout) == 1 else ''}){side}"
-
-
-def _pronoun(name: str) -> str:
-    return "it" if name.startswith(("it ", "its ")) else "them"
 
 
 def _conversion(layout: Layout, axes: Sequence[str], known: Mapping[str, int]) -> str:

@@ -94,7 +94,7 @@ def test_a_lambda_so_large_that_a_norm_overflows_is_inconclusive(exponent: float
         ({"dq": np.ones(3)}, r"'dq' cannot be judged; gradients need dout="),
         ({"dbias": np.ones(3)}, r"'dbias' cannot be judged \(bias has no gradient here; leave it out\): there are out"),
         ({"outt": np.ones(3)}, "'outt' cannot be judged: there are out, lse1"),
-        (np.ones((2, 5, 6, 12)), "heads and tokens are swapped"),
+        (np.ones((2, 5, 6, 12)), r"if it is \(B, T, h, e\), .transpose\(0, 2, 1, 3\) puts it right"),
     ],
 )
 def test_refuses(actual: object, message: str) -> None:

@@ -27,14 +27,14 @@ LAYER = draw(NAMED, layer=True, dtype=np.float32)
 @pytest.mark.parametrize("v_head_dim", [None, 7])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset(preset: str, v_head_dim: int | None, layer: bool) -> None:
-    """Only the layer and the window are not shown by arrays, and of plain attention's layer no width of a head."""
+    """Only the layer and the window are not shown by arrays, and of a layer without vectors of λ no width of a head."""
     spec = small(preset, v_head_dim=v_head_dim)
-    given = {"head_dim": 6} if preset == "attention" else {}
     inputs = draw(spec, layer=layer)
+    given = {"head_dim": 6} if layer and "lambda_q1" not in inputs else {}
     read = infer_dimensions({**PRESETS[preset], **given}, inputs)
     of_values = {} if v_head_dim is None else {"v_head_dim": 7}
     assert {**given, **read} == {name: getattr(spec, name) for name in NAMES} | of_values
-    if not (layer and given):
+    if not given:
         window = PRESETS[preset].get("window")
         assert resolve_spec(preset, inputs) == spec.replace(layer=0, window=window)
 

@@ -42,9 +42,9 @@ DENSE, LAYER, PACKED, PAGED = draw(HF), draw(HF, layer=True), packed(), paged()
         (HF, DENSE, {"norm_weigth": np.zeros(12)}, "'norm_weigth' is no input of this spec"),
         (MS, draw(MS), {"norm_wieght": np.zeros(12)}, "did you mean 'norm_weight'"),
         (HF, DENSE, {"q": np.zeros((2, 6, 5, 6))}, "query_heads counts those of both maps"),
-        (HF, DENSE, {"q": np.zeros((2, 5, 72))}, "side by side in each token; .reshape.2, 5, 12, 6."),
-        (MS, draw(MS), {"v": np.zeros((2, 7, 2, 12))}, "v: got shape .*heads and tokens are swapped"),
-        (V2, draw(V2), {"lambda_logits": np.zeros((2, 6, 5))}, "its layout is .B, h, T.; .transpose.0, 2, 1. puts"),
+        (HF, DENSE, {"q": np.zeros((2, 5, 72))}, "if it is .B, T, H d., .reshape.2, 5, 12, 6."),
+        (MS, draw(MS), {"v": np.zeros((2, 7, 2, 12))}, "v: got shape .*if it is .B, S, V, w., .transpose"),
+        (V2, draw(V2), {"lambda_logits": np.zeros((2, 6, 5))}, "if it is .B, h, T., .transpose.0, 2, 1. puts"),
         (HF, DENSE, {"q": np.zeros((2, 12, 5, 12))}, "head_dim is the width of one map's heads"),
         (HF.replace(query_heads=6, key_heads=2), LAYER, {}, "72 is 2 times as much.*head_dim is the width of one"),
         (HF, DENSE, {"v": np.zeros((2, 4, 8, 6))}, "v: got shape .2, 4, 8, 6., expected .*S = 7"),
@@ -117,5 +117,5 @@ def test_the_advice_gives_back_the_very_numbers(layout: str) -> None:
     right = np.arange(_length("BhTe", n)).reshape(n["B"], 3, 5, 8)
     x = np.einsum(OTHERS[layout], right).reshape([_length(axis, n) for axis in layout.split()])
     said = layout_hint(x.shape, "BhTe", n)
-    (steps,) = re.findall(r"; (\S.*) puts", said)
+    (steps,) = re.findall(r"\), (\S.*) puts", said)
     assert np.array_equal(eval(f"x{steps}", {"x": x}), right), said

@@ -105,11 +105,11 @@ def test_log_sum_exp_and_its_other_conventions() -> None:
     ("name", "shape", "right", "hint"),
     [
         ("out", (2, 5, 3, 8), (2, 5, 24), ": the size is right, but a layer's out is (B, T, D), the output of o_proj"),
-        ("lse1", (2, 5, 3), (2, 3, 5), ": heads and tokens are swapped; .transpose(0, 2, 1) puts them right"),
-        ("out", (5, 3, 8), (1, 3, 5, 8), ": its layout is (T, h, e); .transpose(1, 0, 2)[None] puts it right"),
-        ("dq", (12, 4, 8), (1, 4, 12, 8), ": its layout is (T, H, d); .transpose(1, 0, 2)[None] puts it right"),
+        ("lse1", (2, 5, 3), (2, 3, 5), ": if it is (B, T, h), .transpose(0, 2, 1) puts it right"),
+        ("out", (5, 3, 8), (1, 3, 5, 8), ": if it is (T, h, e), .transpose(1, 0, 2)[None] puts it right"),
+        ("dq", (12, 4, 8), (1, 4, 12, 8), ": if it is (T, H, d), .transpose(1, 0, 2)[None] puts it right"),
         ("dx", (4, 3, 20), (2, 5, 24), ": the size is right, but the layout is another; it must be (B, T, D)"),
-        ("dq_proj.weight", (4, 6), (6, 4), ": it is transposed; .transpose(1, 0) puts it right"),
+        ("dq_proj.weight", (4, 6), (6, 4), ": if it is (D, Hd), .transpose(1, 0) puts it right"),
         ("dlambda_q1", (1, 6), (6,), ": .reshape(6,) puts it right"),
     ],
 )
