@@ -149,6 +149,13 @@ def test_reordered_and_cropped_cache(checkpoint: Checkpoint, ours: Any) -> None:
     want = everything(peer, ids[:, 7:], cache=theirs, use_cache=True)
     got = everything(ours, ids[:, 7:], cache=cache, use_cache=True)
     compare_outputs(got, want, pooled=checkpoint.pooled)
+    for one in (theirs, cache):
+        one.crop(-3)
+        assert one.get_seq_length() == 5
+        one.crop(0)
+    assert (theirs.get_seq_length(), len(cache)) == (5, 0)  # the guide says so
+    with pytest.raises(ValueError, match="positive"):
+        theirs.crop(2)
 
 
 def test_past_the_original_length(checkpoint: Checkpoint, ours: Any) -> None:
