@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Mapping
+from abc import ABCMeta
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from importlib import util
 from typing import TYPE_CHECKING, Any, Never
 
 from refdiff.messages import did_you_mean, refuse_arguments
@@ -124,7 +127,7 @@ GENERATE = {
         assistant_early_exit assistant_ensemble_weight assistant_lookbehind speculation_type target_lookbehind
         use_mtp""",
     "assistant_model takes a model with the same vocabulary": "assistant_tokenizer",
-    'there is one kind of cache, "dynamic", which needs no config': "cache_config cache_implementation",
+    "there is one kind of cache, in full precision, which needs no config": "cache_config cache_implementation",
     "a call takes a batch of prompts": "continuous_batching_config",
     "no code of a checkpoint is run; call the model in a loop of your own": "custom_generate",
     "DiffLlama is a decoder alone: the prompt starts it": "decoder_start_token_id",
@@ -141,11 +144,11 @@ GENERATE = {
 
 TOP_LEVEL = {
     "`refdiff.training` and `refdiff train` train a model": """
-        DataCollator* EarlyStoppingCallback Seq2SeqTrainer Seq2SeqTrainingArguments Trainer TrainerCallback
-        TrainingArguments default_data_collator get_cosine_schedule_with_warmup get_linear_schedule_with_warmup
-        get_scheduler""",
+        *Callback *Trainer *TrainingArguments Adafactor DataCollator* TrainerControl TrainerState default_data_collator
+        get_*schedule*""",
     "DiffLlama is a decoder of text: `DiffLlamaForCausalLM` generates it": """
-        Auto* AlternatingCodebooksLogitsProcessor ClassifierFreeGuidanceLogitsProcessor EncoderDecoderModel
+        AutoBackbone AutoFeatureExtractor AutoImageProcessor AutoModelFor* AutoProcessor AutoVideoProcessor
+        AlternatingCodebooksLogitsProcessor ClassifierFreeGuidanceLogitsProcessor EncoderDecoderModel
         LinearTemperatureScheduleLogitsProcessor StableAndConfidentStoppingCriteria TextDiffusionStreamer
         WhisperTimeStampLogitsProcessor""",
     "`refdiff.TextIteratorStreamer` is read in another thread": "AsyncTextIteratorStreamer",
@@ -156,20 +159,23 @@ TOP_LEVEL = {
         LlamaConfig LlamaForCausalLM LlamaForQuestionAnswering LlamaForSequenceClassification
         LlamaForTokenClassification LlamaModel""",
     "`refdiff.Tokenizer` is the class of all tokenizers": """
-        BatchEncoding GPT2Tokenizer GPT2TokenizerFast LlamaTokenizer LlamaTokenizerFast PreTrainedTokenizer
-        PreTrainedTokenizerBase PreTrainedTokenizerFast""",
+        *Tokenizer *TokenizerBase *TokenizerFast BatchEncoding""",
     "`refdiff.DiffLlamaModel` and its siblings are the classes of all models": """
         DiffLlamaPreTrainedModel GenerationMixin PreTrainedModel PretrainedConfig PreTrainedConfig""",
     'refdiff reads no quantized weights; `from_pretrained(weights="stored")` keeps them in 16 bits': """
-        AwqConfig BitsAndBytesConfig GPTQConfig HqqConfig QuantoConfig TorchAoConfig""",
+        AutoRoundConfig AwqConfig BitsAndBytesConfig GPTQConfig HqqConfig QuantoConfig TorchAoConfig""",
     '`refdiff.pipeline("text-generation")` and its siblings return these pipelines': """
-        FeatureExtractionPipeline Pipeline TextClassificationPipeline
-        TextGenerationPipeline TokenClassificationPipeline""",
+*Pipeline""",
     "messages are Python's warnings: use the module warnings": "logging",
     "`Tokenizer.add_tokens` takes that of the package tokenizers": "AddedToken",
     "use Python's argparse, or the command refdiff": "HfArgumentParser",
     "nothing is compiled; give `kernels` to `from_pretrained`": "CompileConfig",
-    "use transformers' own, which detects the same watermarks": "WatermarkDetector",
+    "use transformers' own, which detects the same watermarks": "SynthIDTextWatermarkDetector WatermarkDetector",
+    "refdiff needs NumPy alone, and an error names the package that a call lacks": "is_*_available requires_backends",
+    "`refdiff` itself has all names": "*_utils *_utils_base models modeling_outputs utils",
+    "refdiff loads DiffLlama and Llama alone: `refdiff.DiffLlamaForCausalLM` and its siblings": """
+        *Attention *Backbone *Config *Decoder *Encoder *FeatureExtractor *For* *ImageProcessor* *Layer *Model
+        *ModelWith* *Processor *_MAPPING""",
 }
 """Sentence → names that are imported from transformers; one with a star stands for all that begin so."""
 
@@ -256,14 +262,39 @@ NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "resize_token_embeddings": {"mean_resizing": ("new rows are the mean of the old ones; draw others yourself", True)},
     "decode": {"spaces_between_special_tokens": (_OUT, None, True, False)},
+    "config": {"return_unused_kwargs": ("an argument that is no field is an error", None, False)},
+    "tokenizer": {
+        **dict.fromkeys(("legacy", "use_fast"), (_OUT, None, True, False)),
+        **dict.fromkeys(("config", "tokenizer_type"), ("tokenizer.json says all of a tokenizer", None)),
+        "from_slow": ("convert it once with transformers", None, False),
+        **dict.fromkeys(
+            ("add_bos_token", "add_eos_token", "add_prefix_space"),
+            ("tokenizer.json says it; change it there with the package tokenizers", None),
+        ),
+    },
+    "__call__": {
+        **dict.fromkeys(("text_target", "text_pair_target"), ("the labels of a decoder are its own input_ids", None)),
+        "max_target_length": ("there are no targets", None),
+        "tokenizer_kwargs": ("give them as arguments", None),
+    },
+    "pad": {},
 }
 """Method → arguments of transformers: what serves instead, and the values that ask for what is done anyway."""
 
 
-def check_neutral(owner: object, method: str, options: Mapping[str, Any], kind: str = "") -> None:
-    """Raise for arguments that `NEUTRAL` does not have for the method or `kind`, and for values that it does not."""
+def check_neutral(
+    owner: object, method: str, options: Mapping[str, Any], kind: str = "", known: Iterable[str] = ()
+) -> None:
+    """Raise for arguments that `NEUTRAL` does not have for the method or `kind`, and for values that it does not.
+
+    The message lists the method's own arguments, those of `known` and those of the table.
+    """
     table = NEUTRAL[kind or method]
-    refuse_arguments(f"{type(owner).__name__}.{method}", options.keys() - table.keys(), table)
+    cls = owner if isinstance(owner, type) else type(owner)
+    if unknown := options.keys() - table.keys():
+        own = inspect.signature(getattr(owner, method)).parameters.values()
+        named = [parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        refuse_arguments(f"{cls.__name__}.{method}", unknown, [*named, *known, *table])
     for name, value in options.items():
         sentence, *values = table[name]
         if value not in values:
@@ -276,18 +307,21 @@ def instead(name: str, table: Mapping[str, str]) -> str | None:
 
 
 def refuse_name(name: str) -> Never:
-    """Raise for a name that is not in `refdiff`, with what serves instead.
+    """Raise for a name that is not in `refdiff`, with what serves instead, or the nearest name.
 
     Raises:
         ImportError: in `from refdiff import name`, where Python would replace the message of an AttributeError.
         AttributeError: elsewhere.
     """
+    refdiff = sys.modules["refdiff"]
     reason = instead(name, TOP_LEVEL)
-    if reason is None:
-        raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
-    imported = sys._getframe(2).f_code.co_name == "_handle_fromlist"
-    message = f"refdiff.{name}: got a name of transformers, expected one of refdiff; {reason}"
-    raise ImportError(message) if imported else AttributeError(message)
+    message = f"module 'refdiff' has no attribute {name!r}"
+    if reason is not None:
+        message = f"refdiff.{name}: got a name of transformers, expected one of refdiff; {reason}"
+    message += did_you_mean(name, {*dir(refdiff), *refdiff._AUTO}, cutoff=0.8 if reason is None else 0.9)
+    if sys._getframe(2).f_code.co_name == "_handle_fromlist" and (reason or not util.find_spec(f"refdiff.{name}")):
+        raise ImportError(message)
+    raise AttributeError(message)  # for a module, too, which Python imports then
 
 
 def _sentence(cls: type, name: str) -> str | None:
@@ -314,9 +348,10 @@ class RefusedAttributes:
         __getattr__ = refuse_attribute
 
 
-class _Class(type):
+class _Class(ABCMeta):  # so that a subclass may be an `abc.ABC`, too
     if not TYPE_CHECKING:
         __getattr__ = refuse_attribute
+        register = property(lambda cls: refuse_attribute(cls, "register"))  # which would be ABCMeta's
 
 
 _NAMES = {name for table in (MODEL, CONFIG, TOKENIZER) for names in table.values() for name in names.split()}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,17 +76,46 @@ def test_names_of_the_top_level() -> None:
     named = [name for names in refused.TOP_LEVEL.values() for name in names.split()]
     assert len(named) == len(set(named)) > 20
     for sentence, names in refused.TOP_LEVEL.items():
-        for name in names.replace("*", "Thing").split():
+        for name in names.replace("*", "_xy_").split():
             fix = re.escape(f"refdiff.{name}: got a name of transformers, expected one of refdiff; {sentence}")
-            with pytest.raises(AttributeError, match=f"^{fix}$"):
+            with pytest.raises(AttributeError, match=rf"^{fix}(; did you mean 'DiffLlama\w+'\?)?$"):
                 getattr(refdiff, name)
-            with pytest.raises(ImportError, match=f"^{fix}$"):
+            with pytest.raises(ImportError, match=f"^{fix}"):
                 exec(f"from refdiff import {name}")
             assert not hasattr(refdiff, name)
-    with pytest.raises(AttributeError, match=r"^module 'refdiff' has no attribute 'no_such_name'$"):
-        refdiff.no_such_name  # noqa: B018
-    with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
-        from refdiff import no_such_name  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("no_such_name", ""), ("AutoTokeniser", "AutoTokenizer"), ("set_sed", "set_seed"), ("Tokenzier", "Tokenizer"),
+        ("AutoModelForCausualLM", "AutoModelForCausalLM"), ("DifLlamaForCausalLM", "DiffLlamaForCausalLM"),
+    ],
+)  # fmt: skip
+def test_mistyped_names_of_the_top_level(name: str, meant: str) -> None:
+    fix = f"{name}.*; did you mean '{meant}'\\?$" if meant else f"^module 'refdiff' has no attribute '{name}'$"
+    with pytest.raises(AttributeError, match=fix):
+        getattr(refdiff, name)
+    with pytest.raises(ImportError, match=fix):
+        exec(f"from refdiff import {name}")
+
+
+def test_modules_that_are_no_names_of_the_top_level_are_imported() -> None:
+    run = "from refdiff import hub, messages, generation; import refdiff.backends; print(hub.__name__)"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    assert done.stdout == "refdiff.hub\n"
+
+
+def test_a_subclass_may_be_abstract() -> None:
+    class Scorer(refdiff.DiffLlamaForCausalLM, abc.ABC):
+        @abc.abstractmethod
+        def rank(self) -> list[int]:
+            """Rank."""
+
+    with pytest.raises(TypeError, match=r"abstract .*rank"):
+        Scorer(refdiff.DiffLlamaConfig())
+    with pytest.raises(AttributeError, match="from_pretraind'; did you mean 'from_pretrained'"):
+        Scorer.from_pretraind  # noqa: B018
 
 
 def test_auto_classes_are_the_classes_of_refdiff() -> None:
@@ -139,23 +171,45 @@ METHODS = {
     "parameters": (("MODEL", "parameters"), ("MODEL", "named_parameters"), ("MODEL", "state_dict")),
     "resize_token_embeddings": (("MODEL", "resize_token_embeddings"),),
     "decode": (("TOKENIZER", "decode"), ("TOKENIZER", "batch_decode")),
+    "config": (("CONFIG", "from_pretrained"),),
+    "tokenizer": (("TOKENIZER", "from_pretrained"),),
+    "__call__": (("TOKENIZER", "__call__"), ("TOKENIZER", "encode"), ("TOKENIZER", "tokenize")),
+    "pad": (("TOKENIZER", "pad"),),
 }
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_arguments_that_change_nothing_are_taken_and_others_refused(kind: str, tmp_path: Path) -> None:
-    given = {"save_pretrained": (tmp_path,), "decode": ([1, 2],)}.get(kind, ())
+    given: dict[str, tuple[Any, ...]] = {
+        "save_pretrained": (tmp_path,), "decode": ([1, 2],), "config": ("bundled",), "tokenizer": ("bundled",),
+        "__call__": ("a",), "pad": ({"input_ids": [1]}, False),
+    }  # fmt: skip
     for subject, method in METHODS[kind]:
         call = getattr(owner(subject), method)
         for name, (sentence, *values) in refused.NEUTRAL[kind].items():
             for value in values:
-                call(*given, **{name: value})
+                call(*given.get(kind, ()), **{name: value})
             with pytest.raises(
                 ValueError, match=re.escape(f"{name}: got 'x', expected ") + f".*; {re.escape(sentence)}$"
             ):
-                call(*given, **{name: "x"})
-        with pytest.raises(TypeError, match=r"\w+: got an unexpected argument 'zzz', expected any of"):
-            call(*given, zzz=1)
+                call(*given.get(kind, ()), **{name: "x"})
+        with pytest.raises(TypeError, match=r"\w+\.\w+: got an unexpected argument 'zzz', expected any of \w+, "):
+            call(*given.get(kind, ()), zzz=1)
+
+
+def test_a_mistyped_argument_is_answered_by_the_nearest_of_the_method() -> None:
+    tokenizer = owner("TOKENIZER")
+    for call, wrong, meant in ((tokenizer, "max_lenght", "max_length"), (tokenizer.pad, "paddin", "padding")):
+        with pytest.raises(TypeError, match=rf"^Tokenizer\.\w+: got an .* '{wrong}', .*; did you mean {meant}\?$"):
+            call("a", **{wrong: 1})
+    with pytest.raises(ValueError, match=r"^text_target: got 'b', expected None; the labels of a decoder are its own"):
+        tokenizer(text_target="b")
+    with pytest.raises(TypeError, match=r"^text: got NoneType, expected a string"):
+        tokenizer()
+    with pytest.raises(
+        TypeError, match=r"^tools: got function, expected a dict, for a tool such as transformers.utils"
+    ):
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tools=[lambda: 1], chat_template="x")
 
 
 def test_arguments_that_are_accepted_with_any_value() -> None:

@@ -194,13 +194,15 @@ def test_only_backends_know_what_is_fast() -> None:
     assert not found
 
 
-def test_only_the_oracle_and_pipelines_read_signatures() -> None:
+def test_only_the_oracle_pipelines_and_errors_read_signatures() -> None:
     """The oracle asks what a user's kernel takes, and a call for its arguments; a pipeline lists its run's options.
+
+    An error about an argument lists those of the method.
 
     Elsewhere the documented arguments are given.
     """
     reads = {f"refdiff/oracle/{file}.py" for file in ("inputs/signature", "mistakes/catalogue")}
-    reads.add("refdiff/pipelines/base.py")
+    reads |= {"refdiff/pipelines/base.py", "refdiff/refused.py"}
     names = {"inspect.signature", "inspect.getfullargspec", "__kwdefaults__", "__signature__", "__wrapped__"}
     found = [
         (path, name)

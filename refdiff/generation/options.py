@@ -197,9 +197,9 @@ SPEED = (
 LEFT_OUT = frozenset((*SPEED, *(name for names in GENERATE.values() for name in names.split())))
 """Names of transformers' options that refdiff does not have."""
 # Values of these that change nothing, beside None
-_NEUTRAL: dict[str, Any] = {
-    "cache_implementation": "dynamic", "diversity_penalty": 0, "num_beam_groups": 1, "penalty_alpha": 0,
-    "return_dict": True, "token_healing": False,
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "cache_implementation": ("dynamic", "static"), "diversity_penalty": (0,), "num_beam_groups": (1,),
+    "penalty_alpha": (0,), "return_dict": (True,), "token_healing": (False,),
 }  # fmt: skip
 _CHANGES_TEXT = (
     "assistant_ensemble_weight", "constraints", "dola_layers", "force_words_ids", "num_beam_groups", "penalty_alpha",
@@ -234,7 +234,7 @@ def _read_files(model: Any) -> dict[str, Any]:
     found = {k: v for k, v in model.generation_config.items() if k in NAMES and k not in OBJECTS and v is not None}
     origin = _origin(model)
     for name in _CHANGES_TEXT:
-        if (value := model.generation_config.get(name)) not in (None, _NEUTRAL.get(name)):
+        if (value := model.generation_config.get(name)) not in (None, *_NEUTRAL.get(name, ())):
             warn(
                 f"{origin}: {name}: got {show_value(value)}, expected none: refdiff does not have this option of "
                 "transformers; the text is the one without it"
@@ -298,9 +298,9 @@ def check_left_out(name: str, value: Any) -> None:
     if name not in LEFT_OUT:
         hint = did_you_mean(name, NAMES, ": ", f"; the known ones are {', '.join(NAMES)}", cutoff=_SIMILAR)
         raise TypeError(f"generate() got an unknown option {name!r}{hint}")
-    neutral = _NEUTRAL.get(name)
-    is_alike = isinstance(value, str | Real) and isinstance(value, bool) == isinstance(neutral, bool)
-    if name not in SPEED and value is not None and not (is_alike and value == neutral):
+    neutral = _NEUTRAL.get(name, ())
+    is_alike = isinstance(value, str | Real) and all(isinstance(value, bool) == isinstance(n, bool) for n in neutral)
+    if name not in SPEED and value is not None and not (is_alike and value in neutral):
         sentence = instead(name, GENERATE)
         raise TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have; {sentence}")
 

@@ -14,7 +14,7 @@ from refdiff import bundled, hub
 from refdiff.checkpoint_files import CONFIG_FILES
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, read_json, write_json
-from refdiff.messages import list_problems, refuse_arguments, show_value, warn
+from refdiff.messages import list_problems, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
 from refdiff.model.variants import VARIANTS, current_name
@@ -153,10 +153,11 @@ class DiffLlamaConfig(RefusedNames):
             TypeError: another argument.
         """
         where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
-        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS}, [*hub.ARGUMENTS, *FIELDS])
-        if options.get("variant", "") is None:
-            del options["variant"]
-        elif (variant := current_name(options.get("variant", "hf"))) not in VARIANTS:
+        changes = {name: options.pop(name) for name in FIELDS if name in options}
+        check_neutral(cls, "from_pretrained", options, "config", (*hub.ARGUMENTS, *FIELDS))
+        if changes.get("variant", "") is None:
+            del changes["variant"]
+        elif (variant := current_name(changes.get("variant", "hf"))) not in VARIANTS:
             expected = f"expected one of {', '.join(VARIANTS)}, how attention is built; dtype gives the precision"
             raise ValueError(f"variant: got {variant!r}, {expected}")
         path = Path(pretrained_model_name_or_path)
@@ -164,9 +165,9 @@ class DiffLlamaConfig(RefusedNames):
             path = hub.snapshot(pretrained_model_name_or_path, files=CONFIG_FILES, **where) / "config.json"
         finish(path.parent)
         values = read_json(path)
-        if "num_labels" in options:
+        if "num_labels" in changes:
             values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
-        return cls.from_dict({**values, **options}, source=str(path))
+        return cls.from_dict({**values, **changes}, source=str(path))
 
     @classmethod
     def from_config(cls, config: Any) -> DiffLlamaConfig:

@@ -17,13 +17,12 @@ from refdiff.arrays import Array, backend, check_device, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.checkpoint_files import CONFIG_FILES, WEIGHT_FILES
 from refdiff.files import read_json
-from refdiff.messages import refuse_arguments
 from refdiff.model.call import CallableModel
 from refdiff.model.commit import read_consistently
 from refdiff.model.config import FIELDS, DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
-from refdiff.refused import NEUTRAL, RefusedNames, check_neutral
+from refdiff.refused import RefusedNames, check_neutral
 
 ARGUMENTS = (
     "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", "config", *hub.ARGUMENTS, "torch_dtype",
@@ -140,9 +139,8 @@ class PreTrainedModel(CallableModel, RefusedNames):
                 those above.
         """
         where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
-        neutral = {name: options.pop(name) for name in NEUTRAL["from_pretrained"] if name in options}
-        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS}, ARGUMENTS)
-        check_neutral(cls, "from_pretrained", neutral)
+        changes: dict[str, Any] = {name: options.pop(name) for name in FIELDS if name in options}
+        check_neutral(cls, "from_pretrained", options, known=hub.ARGUMENTS)
         if dtype is None:
             dtype = "auto"
         if torch_dtype is not None and dtype != "auto":
@@ -158,7 +156,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         )
 
         def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any] | None]:
-            own = DiffLlamaConfig.from_pretrained(folder, **options) if config is None else _given(config, options)
+            own = DiffLlamaConfig.from_pretrained(folder, **changes) if config is None else _given(config, changes)
             params = load(folder, own, cls.architecture, dtype=dtype, stored=stored, mapped=mmap)
             resolved = resolve_dtype(folder, own, dtype)
             path = folder / "generation_config.json"

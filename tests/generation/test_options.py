@@ -271,7 +271,8 @@ def test_an_unknown_option_is_refused_with_a_hint(name: str, message: str) -> No
 @pytest.mark.parametrize(
     ("name", "neutral", "other"),
     [
-        ("cache_implementation", "dynamic", "static"), ("num_beam_groups", 1, 2), ("penalty_alpha", 0.0, 0.6),
+        ("cache_implementation", "dynamic", "quantized"), ("cache_implementation", "static", "offloaded"),
+        ("num_beam_groups", 1, 2), ("penalty_alpha", 0.0, 0.6),
         ("return_dict", True, False), ("token_healing", False, 0), ("custom_generate", None, "x"),
         ("num_beam_groups", 1, np.eye(2)), ("diversity_penalty", 0, False),
     ],

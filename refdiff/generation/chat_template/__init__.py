@@ -107,7 +107,8 @@ def render(
         for item in variables[name] or ():
             if not isinstance(item, Mapping):
                 raise TypeError(
-                    f"{name}: got {type(item).__name__}, expected a list of dicts (a tool by its JSON schema)"
+                    f"{name}: got {type(item).__name__}, expected a dict, for a tool such as "
+                    "transformers.utils.get_json_schema(function) returns"
                 )
     chat = [_message(message) for message in messages]
     field = continue_final_message if isinstance(continue_final_message, str) else "content"

@@ -12,7 +12,7 @@ from refdiff.generation.tokenizer.backend import AddedToken, TokenizerBackend
 from refdiff.generation.tokenizer.file import check_tokens
 from refdiff.messages import json_type, show_value
 
-# transformers writes 10^30 for "no limit" and takes anything above 10^20 as that.
+# transformers writes int(1e30) for "no limit" and takes anything above 10^20 as that.
 NO_LIMIT = 10**20
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SETTINGS = (
@@ -78,13 +78,13 @@ def read_side(config: dict[str, Any], name: str, default: str, source: str) -> s
 
 
 def read_max_length(config: dict[str, Any], source: str) -> int:
-    """Read `model_max_length`, the most tokens the model takes; 10^30 when the file sets no limit."""
+    """Read `model_max_length`, the most tokens the model takes; int(1e30) when the file sets no limit."""
     value = config.get("model_max_length", config.get("max_len"))
     if value is None:
-        return 10**30
+        return int(1e30)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise CheckpointError(f"{source}: model_max_length: got {value!r}, expected a number of tokens")
-    return int(min(value, 10**30))
+    return int(min(value, 1e30))
 
 
 def read_vocab_size(folder: Path) -> int | None:

@@ -35,7 +35,6 @@ from refdiff.generation.tokenizer.encoded import (
 )
 from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
-from refdiff.messages import refuse_arguments
 from refdiff.refused import RefusedNames, check_neutral
 
 if TYPE_CHECKING:
@@ -91,17 +90,15 @@ class Tokenizer(Vocabulary, RefusedNames):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        use_fast: Any = None,
         **options: Any,
     ) -> Tokenizer:
         """Load the tokenizer of a checkpoint: a folder, or a hub repo id.
 
         Args:
             pretrained_model_name_or_path: the folder or the repo.
-            use_fast: ignored.
             options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of
-                tokenizer_config.json, such as `padding_side`, `model_max_length` and `pad_token`.
+                tokenizer_config.json, such as `padding_side` and `pad_token`; `use_fast` and other
+                arguments of transformers at the values that change nothing.
 
         Raises:
             CheckpointError: a file is missing, broken, or not a tokenizer; the message names it.
@@ -109,11 +106,11 @@ class Tokenizer(Vocabulary, RefusedNames):
         """
         from refdiff import checkpoint_files, hub
 
-        known = (*hub.ARGUMENTS, *SETTINGS)
-        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*known}, known)
         settings = {name: options.pop(name) for name in SETTINGS if name in options}
+        place: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
+        check_neutral(cls, "from_pretrained", options, "tokenizer", (*hub.ARGUMENTS, *SETTINGS))
         files = (*checkpoint_files.TOKENIZER_FILES, "additional_chat_templates/*.jinja", "config.json")
-        folder = hub.snapshot(pretrained_model_name_or_path, files=files, **options)
+        folder = hub.snapshot(pretrained_model_name_or_path, files=files, **place)
         config = read_tokenizer_config(folder)
         if found := templates.read_files(folder):
             config["chat_template"] = found
@@ -149,7 +146,7 @@ class Tokenizer(Vocabulary, RefusedNames):
 
     def __call__(
         self,
-        text: Any,
+        text: Any = None,
         text_pair: Any = None,
         *,
         add_special_tokens: bool = True,
@@ -169,6 +166,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         return_length: bool = False,
         verbose: bool = True,
         split_special_tokens: bool | None = None,
+        **options: Any,
     ) -> Encoded:
         """Turn one text, or a list of texts or pairs, into `input_ids` and `attention_mask`.
 
@@ -183,6 +181,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         Raises:
             ValueError: padding without a pad token, or an array from texts of different lengths.
         """
+        check_neutral(self, "__call__", options)
         if return_tensors not in (None, "np"):
             raise ValueError(f'return_tensors: got {return_tensors!r}, expected None or "np", for NumPy arrays')
         if padding not in _PADDINGS:
@@ -232,12 +231,14 @@ class Tokenizer(Vocabulary, RefusedNames):
         return_attention_mask: bool | None = None,
         return_tensors: Literal["np"] | None = None,
         verbose: bool = True,
+        **options: Any,
     ) -> Encoded:
         """Pad results of a tokenizer call, one or a list of them, or a dict with `input_ids`.
 
         Raises:
             ValueError: there are no `input_ids`, or padding without a pad token.
         """
+        check_neutral(self, "pad", options)
         given = encoded_inputs
         if not isinstance(given, Mapping):
             given = {name: [item[name] for item in given] for name in (given[0] if given else ())}
