@@ -223,7 +223,7 @@ def _row_budget(
         largest = largest + scatter_allowance(recipe) * np.std(errors, axis=0)
     rows = np.maximum(_floor(y, recipe, flushed_times), largest)
     relative = "row" if name == "out" else "tensor"
-    return RowBudget(y, rows, largest_slope(y, runs, rows), recipe.storage, axes, doubtful, relative)
+    return RowBudget(y, rows, largest_slope(y, runs, rows, doubtful), recipe.storage, axes, doubtful, relative)
 
 
 def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> Numpy:

@@ -167,8 +167,9 @@ def weighted_slope(e: Numpy, y: Numpy, rows: Numpy) -> float:
     return slope(e / unit, np.where(clear[..., None], y, 0.0) / unit)
 
 
-def largest_slope(y: Numpy, runs: Sequence[Numpy], rows: Numpy) -> float:
-    """Return the largest slope of the runs of a recipe; numbers that are not finite have no error."""
+def largest_slope(y: Numpy, runs: Sequence[Numpy], rows: Numpy, doubtful: Numpy) -> float:
+    """Return the largest slope of the runs of a recipe, without doubtful rows, which no verdict counts."""
+    y = np.where(doubtful[..., None], 0.0, y)
     errors = (np.where(np.isfinite(run) & np.isfinite(y), run - y, 0.0) for run in runs)
     with np.errstate(invalid="ignore"):
         return max(abs(weighted_slope(e, y, rows)) for e in errors)

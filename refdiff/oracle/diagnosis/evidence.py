@@ -261,7 +261,7 @@ class Case:
         errors, doubtful = errors_of_runs(g, runs)
         scatter = 0 if name == "out" else scatter_allowance(self.recipe)
         rows = np.maximum(floor, np.max(errors, axis=0) + scatter * np.std(errors, axis=0))
-        slope = largest_slope(g, runs, rows)
+        slope = largest_slope(g, runs, rows, doubtful)
         return RowBudget(g, rows, slope, self.recipe.storage, AXES[rows.ndim], doubtful, limits=self.limits)
 
     def _fits_everywhere(self, edits: Edits, sampled: Tensors) -> bool:
