@@ -38,13 +38,11 @@ def test_a_name_whose_roundings_hide_the_error_is_no_answer(preset: str, dtype: 
     assert found.name == name, found
 
 
-@pytest.mark.parametrize(("seed", "queries", "order", "name"), [(3, 40, 3, "no_rope"), (10, 20, 0, None)])
-def test_a_name_that_noise_hides_must_explain_the_error(seed: int, queries: int, order: int, name: str | None) -> None:
+def test_a_name_that_noise_hides_must_explain_the_error() -> None:
     """λ near 1 in bfloat16: correct kernels miss every row by a quarter, and pass as several mistakes."""
-    case = natural(HF, Structure(batch=1, queries=queries, keys=queries + 4), "bfloat16", "cancellation", seed=seed)
-    out = output_of(case, name or "causal_mask_top_left", order=order)
-    found = diagnose(out, HF, case.inputs, recipe="bfloat16", max_deviations=1)
-    assert (found.status, found.name) == (UNIQUE if name else NONE_FITS, name), found
+    case = natural(HF, Structure(batch=1, queries=40, keys=44), "bfloat16", "cancellation", seed=3)
+    found = diagnose(output_of(case, "no_rope", order=3), HF, case.inputs, recipe="bfloat16", max_deviations=1)
+    assert (found.status, found.name) == (UNIQUE, "no_rope"), found
 
 
 def test_an_output_that_is_nearly_right_has_no_name() -> None:
