@@ -81,7 +81,7 @@ def test_numbers_in_the_text_are_those_of_the_data(folder: Path) -> None:
 
     parameters = {kind: {run["parameters"] for run in mine} for kind, mine in runs.items()}
     assert parameters == {kind: {said("kinds")[i - 3]} for i, kind in enumerate(parameters)}
-    assert "equal parameters within 0.3 %" in ARTICLE
+    assert "equal parameters within 0.3\u00a0%" in ARTICLE
     for sizes in (set.union(*parameters.values()), {run["parameters"] for run in text["runs"]}):
         assert max(sizes) < 1.003 * min(sizes)
 
@@ -125,7 +125,7 @@ def test_the_first_picture_is_a_row_of_the_plain_model() -> None:
     last = viz.attention_maps(model, ids, tokenizer).first[:, :, -1]  # (layer, head, key)
     in_wanted = last[..., wanted].sum(axis=-1)
     row = last.reshape(-1, len(ids))[in_wanted.argmax()]
-    assert f"of {in_wanted.size} heads the one that gives “king” and “son” most" in ARTICLE
+    assert f"Of its {in_wanted.size} heads, this is the one that gives “king” and “son” most" in ARTICLE
     assert f"The same {len(row)} weights" in ARTICLE
 
     (figure,) = re.findall(r'<figure id="looks">.*?</figure>', ARTICLE, flags=re.DOTALL)
@@ -161,7 +161,7 @@ def test_figure_1_gains_little_at_the_models_correlation() -> None:
         weights = np.abs(first - np.arange(0, 2.01, 0.05)[:, None] * second)
         shares.append(weights[:, 30] / weights.sum(axis=-1))
     alone, *best = (f"{100 * share:.0f}\u00a0%" for share in (shares[0][0], *(x.max() for x in shares)))
-    assert f"raises the needle’s share from {alone} to {best[0]} at most, where 0.99 raises it to {best[1]}" in ARTICLE
+    assert f"raises the needle’s share from {alone} to {best[0]} at most; 0.99 raises it to {best[1]}" in ARTICLE
 
 
 def test_the_arrows_of_queen_are_measured() -> None:
