@@ -55,7 +55,7 @@ def test_the_guide_for_traces(
 MISTAKES = {
     "torch": ("repeat_interleave(q.shape[1] // x.shape[1], dim=1)", "repeat(1, 4, 1, 1)", "key_heads_tiled"),
     "jax": ("jnp.repeat(x, q.shape[1] // x.shape[1], axis=1)", "jnp.tile(x, (1, 4, 1, 1))", "key_heads_tiled"),
-    "mlx": ("/ q.shape[-1] ** 0.5", "/ q.shape[-1]", "scores_scaled_twice"),
+    "mlx": ("/ q.shape[-1] ** 0.5", "/ q.shape[-1]", "scale = 0.03125"),
     "triton": ("keys[None, :] <= rows[:, None] + S - T", "keys[None, :] < rows[:, None] + S - T", "own_key_masked"),
     "cuda": ("row / T % H / (H / K)", "row / T % H % K", "key_heads_tiled"),
 }

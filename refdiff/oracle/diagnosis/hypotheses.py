@@ -15,7 +15,7 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes import Mistake, in_backward
 from refdiff.oracle.mistakes.catalogue import Call, Kernel, in_attention
-from refdiff.oracle.mistakes.in_tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
+from refdiff.oracle.mistakes.in_tiles import TILE_SIZES, pad_tail, tail_padding
 from refdiff.oracle.mistakes.kernel import compute, is_same_output
 from refdiff.oracle.mistakes.listed import (
     RARE_DEVIATIONS,
@@ -175,13 +175,6 @@ def _choices(spec: Spec, inputs: Inputs, kind: str) -> Iterator[Hypothesis]:
         what = f"Keys are padded with zeros to a multiple of {which}, and not masked."
         pad = partial(_change_inputs, partial(pad_tail, tile=some[0]))
         yield Hypothesis(f"keys padded to tiles of {which}", what, "tile", pad)
-    for queries in (1, *TILE_SIZES) if spec.window is not None and spec.causal != "none" and kind == "dense" else ():
-        for keys in (1, *TILE_SIZES):
-            if queries * keys > 1:
-                of_queries = f" for each tile of {queries} queries" if queries > 1 else ""
-                what = f"The window starts at a tile of {keys} keys{of_queries}, where the spec has {spec.window} keys."
-                edit = partial(_change_inputs, partial(tile_window, queries=queries, keys=keys))
-                yield Hypothesis(f"window of tiles of {queries} queries and {keys} keys", what, "window", edit)
 
 
 def _numbers(spec: Spec, inputs: Inputs) -> Iterator[Hypothesis]:

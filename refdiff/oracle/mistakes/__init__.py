@@ -2,8 +2,8 @@
 
 `CATALOGUE` has those that no field of a `Spec` can state: in the pairing of heads, the layout of values, λ, the norm,
 the order of steps, masks, and derivatives of a correct forward pass. `in_spec` has those that are fields, `in_inputs`
-those that misread an input. `LINKS` says where they happened: F1 to F13 are correct for one published attention variant
-and wrong for another; B1 to B23 are wrong everywhere.
+those that misread an input. `LINKS` says where they happened: F means that a choice is correct for one published
+attention variant and wrong for another, B that it is wrong everywhere.
 
 `wrap(mistake)` wraps a layer of `refdiff.backends.overlay`, for a model with the mistake.
 """

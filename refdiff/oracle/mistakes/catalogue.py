@@ -34,7 +34,6 @@ LINKS: dict[str, str] = {
     "F5": _FLASH,  # keys are paired and then grouped, or repeated and then paired
     # values are heads of 2d, or joined from heads j, j + K/2, or from 2j, 2j + 1
     "F6": f"{_HF}/blob/main/src/transformers/models/diffllama/modeling_diffllama.py",
-    "F7": f"{_VLLM}/pull/44963",  # λ's exponentials are rounded before they are subtracted, or after
     "F9": f"{_VLLM}/pull/27396",  # several signal heads per noise head, in groups or all signals first
     "F10": f"{_LLAMA_CPP}/pull/26298",  # RoPE rotates the first dimensions of a head, or the last, or all
     # yarn's frequencies, or default ones; its factor on cos and sin, or on the scores
@@ -57,7 +56,6 @@ LINKS: dict[str, str] = {
     "B17": "https://github.com/ohdearquant/lattice/pull/5",  # negative weights clipped, rows normalized to sum to one
     "B18": f"{_UNILM}/issues/1661",  # with a cache, the causal mask or the positions start at 0 again
     "B19": f"{_VLLM}/issues/3385",  # a window off by one
-    "B20": f"{_VLLM}/pull/20702",  # a cache that mixes the two branches of keys
     # a second map with zero weights taken as no second map
     "B21": "https://github.com/axolotl-ai-cloud/axolotl/pull/2197",
     "B23": "https://github.com/triton-lang/triton/issues/7216",  # backward without the causal mask
@@ -87,10 +85,10 @@ class Call:
         return self._right(*bound.args, **bound.kwargs)
 
 
-def normed(x: Array, eps: float, axis: Any = -1) -> Array:
-    """Return x divided by its root mean square, without a layer of this package."""
-    xp = namespace(x)
-    return x / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
+def read_as_tokens_first(x: Array) -> Array:
+    """Read the memory of (B, m, n, …) as (B, n, m, …)."""
+    xp, (B, m, n, *rest) = namespace(x), x.shape
+    return xp.permute_dims(xp.reshape(x, (B, n, m, *rest)), (0, 2, 1, *range(3, x.ndim)))
 
 
 @functools.cache
@@ -115,7 +113,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A named mistake: exactly one of `wrong`, `fields`, `arrays` and `problem`.
+    """A named mistake: exactly one of `wrong`, `fields` and `arrays`.
 
     name, what: its name, and a sentence that describes it.
     layer: the layer that it replaces, or the name of one of `EXTRA_OPS`; "" if it replaces none.
@@ -123,8 +121,8 @@ class Mistake:
     wrong: computes the wrong result from a call.
     condition: of `wrong`, says which specs can have it; None for all.
     row: its row in `LINKS`.
-    fields, arrays, problem: return the fields of the spec that change, the inputs as they are misread, or a new spec
-        with its inputs; None if a kernel cannot have this mistake.
+    fields, arrays: return the fields of the spec that change, or the inputs as they are misread; None if a kernel
+        cannot have this mistake.
     aliases: the names of other mistakes that compute the same function.
     """
 
@@ -137,7 +135,6 @@ class Mistake:
     condition: Callable[[Spec], Any] | None = None
     fields: Callable[[Spec], dict[str, Any] | None] | None = None
     arrays: Callable[[Spec, Inputs], Inputs | None] | None = None
-    problem: Callable[[Spec, Inputs], tuple[Spec, Inputs] | None] | None = None
     aliases: tuple[str, ...] = ()
 
     @property
@@ -169,9 +166,6 @@ class Mistake:
         if self.arrays is not None:
             misread = self.arrays(spec, inputs)
             return None if misread is None else replace(kernel, inputs=misread)
-        if self.problem is not None:
-            other = self.problem(spec, inputs)
-            return None if other is None else replace(kernel, spec=other[0], inputs=other[1])
         changes = self.fields(spec) if self.fields else None
         if not changes:
             return None
@@ -191,7 +185,7 @@ def in_attention(name: str, what: str, axis: str, wrong: Callable[[Call], Any], 
 
 
 def misread(name: str, what: str, axis: str, row: str = "", **edit: Any) -> Mistake:
-    """Return a mistake that edits the spec or the inputs, not a layer, by `fields`, `arrays` or `problem`."""
+    """Return a mistake that edits the spec or the inputs, not a layer, by `fields` or `arrays`."""
     return Mistake(name, what, "", axis, row=row, **edit)
 
 

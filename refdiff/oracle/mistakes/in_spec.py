@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-from refdiff.oracle.mistakes.catalogue import Mistake, misread
+from refdiff.oracle.mistakes.catalogue import misread
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import PRESETS, YARN
+from refdiff.oracle.spec.presets import YARN
 
 Fields = Callable[[Spec], dict[str, Any] | None]
 
@@ -43,9 +41,9 @@ def scale_of(spec: Spec) -> float:
     return spec.scale or spec.head_dim**-0.5
 
 
-def _theta(theta: Callable[[Spec], float], condition: Callable[[Spec], Any] = bool) -> Fields:
+def _theta(change: Callable[[float], float]) -> Fields:
     """Change the base of RoPE's default frequencies."""
-    return lambda s: {"rope_theta": theta(s)} if s.rope != "none" and not s.rope_parameters and condition(s) else None
+    return lambda s: None if s.rope == "none" or s.rope_parameters else {"rope_theta": change(s.rope_theta)}
 
 
 def _softcap(factor: Callable[[Spec], float]) -> Fields:
@@ -65,26 +63,12 @@ def _layer(by: int) -> Fields:
     )  # fmt: skip
 
 
-def _yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
-    """Change the parameters of RoPE if they are those of yarn."""
-
-    def fields(spec: Spec) -> dict[str, Any] | None:
-        given = spec.rope_parameters or {}
-        return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
-
-    return fields
-
-
 def _is_grouped(spec: Spec) -> bool:
     return spec.ratio > 1
 
 
 def _is_paired(spec: Spec) -> bool:
     return spec.ratio == 1
-
-
-def _needs_rope(spec: Spec) -> bool:
-    return spec.rope == "none" and spec.head_dim % 2 == 0
 
 
 _TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
@@ -114,32 +98,22 @@ _TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
     # RoPE
     ("no_rope", "q and k not rotated.", "rope kind", "", _set(rope="none")),
     ("extra_half_split_rope", "RoPE of halves, where q and k need no rotation.", "rope kind", "",
-        _if(_needs_rope, rope="halves")),
-    ("extra_interleaved_rope", "RoPE of neighbors, where q and k need no rotation.", "rope kind", "",
-        _if(_needs_rope, rope="interleaved")),
+        _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="halves")),
     ("other_rope_pairing", "RoPE rotates neighbors 2i, 2i + 1 in place of i, i + d/2, or the reverse.", "rope kind",
         "F2", _swap("rope", "halves", "interleaved")),
     ("whole_head_rotated", "All of a head rotated, where a part of it is.", "rope dim", "F10",
         _set(partial_rotary_factor=1.0)),
-    ("half_of_head_rotated", "Only half as many dimensions of a head rotated, by the frequencies of such heads.",
-        "rope dim", "F10",
-        lambda s: None if s.rope_parameters else {"partial_rotary_factor": s.partial_rotary_factor / 2}),
     ("other_end_rotated", "The first dimensions of a head rotated in place of the last, or the reverse.", "rope dim",
         "F10", _swap("rotary_at", "first", "last", lambda s: s.partial_rotary_factor < 1)),
-    ("frequencies_for_whole_head_dim", "Frequencies θ^(−2i / d), where r dimensions rotate by θ^(−2i / r).", "rope dim",
-        "F10", _theta(lambda s: s.rope_theta ** (s.rotary_dim / s.head_dim), lambda s: s.partial_rotary_factor < 1)),
     ("frequencies_for_double_head_dim", "RoPE's table for a head of 2d, not split into two: θ^(−i / d).", "rope dim",
-        "B6", _theta(lambda s: s.rope_theta**0.5)),
+        "B6", _theta(lambda theta: theta**0.5)),
     ("other_rope_theta", "RoPE's base is 10 000 whatever the config says, or 500 000 where it says 10 000.",
-        "rope base", "", _theta(lambda s: 500_000.0 if s.rope_theta == 10_000 else 10_000.0)),
+        "rope base", "", _theta(lambda theta: 500_000.0 if theta == 10_000 else 10_000.0)),
     ("default_frequencies", "Default frequencies θ^(−2i / r), where the spec has others.", "rope base", "F11",
         _set(rope_parameters=None)),
-    ("linear_scaling_for_yarn", "All frequencies of RoPE divided by the factor, where yarn keeps the fast ones.",
-        "rope base", "F11", _yarn(lambda p: {"rope_type": "linear", "factor": p["factor"]})),
     ("yarn_factor_on_cos_and_sin", "cos and sin times 0.1 log(factor) + 1, where they are not scaled.", "rope scale",
-        "F11", _yarn(lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
-    ("no_attention_factor", "cos and sin not multiplied by yarn's attention factor.", "rope scale", "F11",
-        _yarn(lambda p: {**p, "attention_factor": 1.0})),
+        "F11", lambda s: {"rope_parameters": {n: x for n, x in (s.rope_parameters or {}).items()
+                                              if n != "attention_factor"} or None}),
     ("yarn_frequencies", "Motif-3's yarn frequencies, where the spec has default ones.", "rope base", "F11",
         _if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
     # The norm of queries and keys
@@ -166,11 +140,8 @@ _TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
       for name, words in (("sigmoid", "σ(g)"), ("silu", "g σ(g)"), ("linear", "g"))),
     # Scores
     ("scores_not_scaled", "Q Kᵀ, not divided by √d.", "scale", "B14", _scale(lambda s: s.head_dim**0.5)),
-    ("scores_scaled_by_sqrt_half_d", "Q Kᵀ / √(d/2): d halved twice.", "scale", "B14", _scale(lambda _: 2**0.5)),
     ("scores_scaled_by_sqrt_2d", "Q Kᵀ / √2d: the width of two heads together.", "scale", "B14",
         _scale(lambda _: 0.5**0.5)),
-    ("scores_scaled_twice", "Q Kᵀ / d: by the caller and by the kernel.", "scale", "B14",
-        _scale(lambda s: s.head_dim**-0.5)),
     ("scores_scaled_by_sqrt_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14", _set(scale=None)),
     ("scores_scaled_by_sqrt_v_dim", "Q Kᵀ / √w: scaled for the width of v, not for that of q and k.", "scale", "",
         lambda s: None if s.v_head_dim in (None, s.head_dim) else {"scale": s.value_dim**-0.5}),
@@ -234,22 +205,3 @@ _TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
 )  # fmt: skip
 SPEC_DEVIATIONS = tuple(misread(name, what, axis, row, fields=fields) for name, what, axis, row, fields in _TABLE)
 """Where two of them compute the same function, the first gives the name."""
-
-
-def _read_as(preset: str, spec: Spec) -> dict[str, Any] | None:
-    there = {**_DEFAULTS, **PRESETS[preset]}
-    changes = {f: there[f] for f in VARIANT if there[f] != getattr(spec, f)}
-    return changes if len(changes) > 1 and there.get("keys") == spec.keys else None
-
-
-VARIANT = ("pairing", "gqa", "values", "rope", "lambda_base")
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*VARIANT, "keys")}
-PRESET_DEVIATIONS: tuple[Mistake, ...] = tuple(
-    misread(
-        f"read_as_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
-        "source", "F1", fields=partial(_read_as, name),
-    )
-    for name, fields in PRESETS.items()
-    if fields.get("keys") != "shared"
-)  # fmt: skip
-"""The variant of another source: what happens to a checkpoint that is loaded into the code of that source."""

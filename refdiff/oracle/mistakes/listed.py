@@ -21,7 +21,7 @@ from refdiff.oracle.mistakes.in_inputs import (
     RARE_INPUT_DEVIATIONS,
     TABLE_AXIS,
 )
-from refdiff.oracle.mistakes.in_spec import PRESET_DEVIATIONS, SPEC_DEVIATIONS
+from refdiff.oracle.mistakes.in_spec import SPEC_DEVIATIONS
 from refdiff.oracle.mistakes.in_tiles import ONLINE_AXIS, TILE_DEVIATIONS
 from refdiff.oracle.mistakes.kernel import is_same_output, output, output_with
 from refdiff.oracle.rounding.recipe import Recipe
@@ -33,7 +33,6 @@ EVERY: tuple[Mistake, ...] = (
     *SPEC_DEVIATIONS,
     *(m for m in CATALOGUE if not m.layer.endswith("_vjp")),
     *INPUT_DEVIATIONS,
-    *PRESET_DEVIATIONS,
 )
 """All deviations that any spec can have. Where two are one function, the first gives the name."""
 RARE_DEVIATIONS: tuple[Mistake, ...] = (
@@ -42,10 +41,10 @@ RARE_DEVIATIONS: tuple[Mistake, ...] = (
     *(replace(d, axis="padding") for d in INPUT_DEVIATIONS if d.name == "mask_ignored"),
 )
 """Deviations that only `diagnose` tries: typical inputs show none of them, all inputs do, or there are too many."""
-SINGLE_AXES = (ONLINE_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")
+SINGLE_AXES = (ONLINE_AXIS, TABLE_AXIS, "padding", "positions", "bias")
 """The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""
 TWO_MAP_AXES = frozenset({
-    "pair", "maps", "difference", "lambda form", "lambda rounding", "conversion", "order", "clamp", "lambda_init",
+    "pair", "maps", "difference", "lambda form", "conversion", "order", "clamp", "lambda_init",
     "output scale", "v1 or v2", "maximum",
 })  # fmt: skip
 """The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
@@ -121,8 +120,6 @@ def draw_probes(spec: Spec, kind: str) -> list[Inputs]:
         "layer": (
             Structure(queries=5, keys=w + 8, hidden=D),
             Structure(queries=w + 5, keys=w + 5, hidden=D),
-            Structure(queries=3, keys=4, hidden=spec.query_heads * spec.head_dim),  # q_proj is square
-            Structure(queries=3, keys=4, hidden=spec.heads * spec.out_dim),  # o_proj is square
         ),
     }
     if kind not in shapes:

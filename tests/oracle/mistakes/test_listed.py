@@ -85,7 +85,6 @@ def test_names_are_unique_and_rows_known(kind: str) -> None:
         ("interleaved_pairs", small("gda")),  # refused by Spec
         ("sequences_not_separated", HF),  # there is one
         ("extra_norm", HF),
-        ("keys_and_values_swapped", small("ms_v1")),  # of other shapes
         ("query_positions_one_low", small("timm")),  # no RoPE
     ],
 )
