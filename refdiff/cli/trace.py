@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +17,6 @@ from refdiff.cli.terminal import note, print_report, size, waiting, write_text
 
 if TYPE_CHECKING:
     from refdiff.oracle.trace import Trace
-    from refdiff.oracle.trace.known_points import Point
 
 WORST = 10
 """Points that a comparison lists without --all."""
@@ -73,7 +70,9 @@ refdiff trace --compare mine.safetensors run.safetensors
 def run(args: argparse.Namespace) -> int:
     """Write a trace and print its name, or print a comparison; return 1 if it diverges."""
     if args.points:
-        sys.stdout.write("\n".join(_points()) + "\n")
+        from refdiff.oracle.trace import POINTS
+
+        sys.stdout.write(POINTS.read_text(encoding="utf-8"))
         return 0
     if args.compare:
         return _compare(args)
@@ -185,43 +184,3 @@ def _compare(args: argparse.Namespace) -> int:
         divergence = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
     print_report(divergence.to_dict(), None if args.json else divergence.text(None if args.all else WORST))
     return int(bool(divergence))
-
-
-HEAD = (
-    "Each point of a run, as its name, shape, and what it is. B batch, T queries, S keys, H query heads, K key/value "
-    "heads, h heads of a map, d size of a head, e of its output, D of the model, F of its inner layer, V of the "
-    "vocabulary."
-)
-
-
-def _points() -> list[str]:
-    """Return all points of a run in order, grouped by module, 80 columns wide."""
-    from refdiff.oracle.trace.known_points import OUT, POINTS
-
-    foot = (
-        f"Of one attention (--spec) the names are those after self_attn., and then {OUT.path} {OUT.shape}. The maps of "
-        "a plain Llama have no number. probs1 and probs2 are recorded with --maps. In a file, names that begin with "
-        "inputs. are the arguments of the run, such as inputs.input_ids."
-    )
-    result = [*textwrap.wrap(HEAD, 80), ""]
-    for module, group in itertools.groupby(POINTS, _module):
-        points = list(group)
-        names = [_shown(point).removeprefix(module) for point in points]
-        wide, shapes = max(map(len, names)), max(len(point.shape) for point in points)
-        result += [module] if module else []
-        indent = "  " if module else ""
-        result += [
-            f"{indent}{name:{wide}}  {point.shape:{shapes}}  {point.what}"
-            for name, point in zip(names, points, strict=True)
-        ]
-    return [*result, "", *textwrap.wrap(foot, 80)]
-
-
-def _shown(point: Point) -> str:
-    return point.path if point.path == "lm_head" else f"model.{point.path}"
-
-
-def _module(point: Point) -> str:
-    """Return the prefix of a layer's module in a point's name, or nothing outside of layers."""
-    head, dot, _ = _shown(point).removesuffix(".input").rpartition(".")
-    return head + dot if "layers.N" in head else ""

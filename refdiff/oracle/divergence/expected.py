@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,17 +82,6 @@ class Expected:
             return Comparison(math.inf, worst, at, float(mine[place]), float(right[place]))
         error, size = (np.where(np.isfinite(x), x, 0.0)[at] for x in (mine - budget.expected, budget.expected))
         return Comparison(_ratio(worst), worst, at, *(float(root_mean_square(x[None])[0]) for x in (error, size)))
-
-    def factor(self, actual: Floats) -> float:
-        """Return the factor that explains most of the error of an array; 0 if there is none."""
-        counted = np.isfinite(actual) & np.isfinite(self.value)
-        counted = counted if self.hidden is None else counted & ~self.hidden
-        x, y = actual[counted], self.value[counted]
-        found = slope(x, y) if y.size > 1 else 0.0
-        scaled = replace(self, value=found * self.value, rows=abs(found) * self.rows).compare(actual)
-        # a fitted factor always helps a little
-        helps = scaled.ok and THRESHOLDS.better_ratio * scaled.ratio <= self.compare(actual).ratio
-        return found if helps else 0.0
 
     def _seen(self, x: Floats) -> Floats:
         return x if self.hidden is None else np.where(self.hidden, 0.0, x)

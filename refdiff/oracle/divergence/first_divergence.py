@@ -17,7 +17,7 @@ from refdiff.oracle.divergence.report import Divergence, Stage
 from refdiff.oracle.printing import list_first
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.trace.known_points import canonical_names, near_point
+from refdiff.oracle.trace.point_names import canonical_names, near_point
 from refdiff.oracle.trace.points import LSE_UNITS
 from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
@@ -42,7 +42,7 @@ def first_divergence(
         mine, ref: a `Trace`, a dict of arrays or a file (`read_trace`); refdiff recorded `ref`, whose run is repeated.
         mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error is
             charged to the point that made it. "free": from the inputs of the run, so that errors add up.
-        aliases: your names → points, beside the names of transformers, unilm, timm, vLLM and llama.cpp.
+        aliases: your names → points, beside the names of transformers, unilm, timm and vLLM.
         precision: the type that the run computes in, a key of `rounding.FORMATS`; "auto" detects it from the arrays.
         model: the model of `ref`, needed if its file names no model that can be found.
 
@@ -88,7 +88,7 @@ def first_divergence(
     fitting = {path: array for path, (array, _) in arrays.items() if array is not None}
     expected = expect(run, fitting, precision, local=mode == "local", padding=padding)
     stages = [_stage(path, arrays, expected, reference) for path in reference]
-    wrong = next((s.path for s in stages if s.status in ("differs", "equal up to")), None)
+    wrong = next((s.path for s in stages if s.status == "differs"), None)
     return Divergence(wrong, mode, precision, tuple(stages), unknown, tuple(apart))
 
 
@@ -142,8 +142,6 @@ def _stage(path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected
     numbers = (found.ratio, found.row, found.error, found.size)
     if found.ok:
         return Stage(path, "equal", said, *numbers)
-    if factor := point.factor(array):
-        return Stage(path, "equal up to", f"equal up to the factor {factor:.5g}", *numbers)
     if np.isinf(found.ratio):
         said = f"{found.error:g} where it should be {found.size:g}"
     elif found.worst is not None and found.worst.name == "slope":

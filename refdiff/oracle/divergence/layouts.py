@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_HEADS = re.compile(r"(.*?)(scores|lse|probs|attn|kq)(\[\d+\])?$")
+_HEADS = re.compile(r"(.*?)(scores|lse|probs|attn)(\[\d+\])?$")
 _BY_HEADS = re.compile(r"(scores|lse|probs|attn)[12]?|diff|groupnorm|[qk]_rope|values|lambda_full|cos|sin")
 """Points of the axes (B, heads, tokens, …)."""
 
@@ -80,23 +80,14 @@ def _distance(x: Floats, y: NDArray[Any]) -> float:
 def separate_maps(
     points: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]], interleaved: bool
 ) -> dict[str, NDArray[Any]]:
-    """Split arrays that have the heads of both maps (`scores`, `probs`, `attn`, `lse`) into one for each map.
-
-    `kq`, llama.cpp's scores, are divided by √d.
-    """
+    """Split arrays that have the heads of both maps (`scores`, `probs`, `attn`, `lse`) into one for each map."""
     found = dict(points)
     for path, array in points.items():
         match = _HEADS.match(path)
         if match is None or path in reference:
             continue
-        at, name, repetition = match[1], match[2].replace("kq", "scores"), match[3] or ""
-        if match[2] == "kq" and f"{at}q_rope" in reference:
-            array = array.astype(np.float64) / math.sqrt(reference[f"{at}q_rope"].shape[-1])
-        whole, first, second = (f"{at}{name}{number}{repetition}" for number in ("", "1", "2"))
-        if whole in reference:
-            del found[path]
-            found[whole] = array
-        elif first in reference:
+        first, second = (f"{match[1]}{match[2]}{number}{match[3] or ''}" for number in "12")
+        if first in reference:
             del found[path]
             B, H, *rest = reference[first].shape
             orders = _orders(array.astype(np.float64), (B, 2 * H, *rest), heads=True)

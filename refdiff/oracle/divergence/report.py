@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff.oracle.printing import list_first, wrap_text
-from refdiff.oracle.trace.known_points import near_point
+from refdiff.oracle.trace.point_names import near_point
 
 MAX_NAMED = 4
 """How many points of other layers, or kinds of missing points, are named; more are counted."""
@@ -27,9 +27,9 @@ MODES = {
 class Stage:
     """The comparison of one point.
 
-    status: "equal", "equal up to" something, "differs", or "missing" in the run under test. what: the order of axes if
-    it is not the usual one, what the point is equal up to, or how it differs. ratio: the error of the worst row over
-    its limit. row: the index of that row. error, size: root mean squares of its error and of its expected value.
+    status: "equal", "differs", or "missing" in the run under test. what: the order of axes if it is not the usual one,
+    or how the point differs. ratio: the error of the worst row over its limit. row: the index of that row. error, size:
+    root mean squares of its error and of its expected value.
     """
 
     path: str
@@ -80,7 +80,7 @@ class Divergence:
         for stage in sorted(largest, key=compared.index):
             mark = "DIFFERS" if stage.status == "differs" else stage.status
             lines += [f"  {mark:12}{stage.ratio:>13.2g}  {stage.path}"]
-            if stage.what and (worst is None or stage.status == "equal up to"):
+            if stage.what and worst is None:
                 lines += [" " * 29 + stage.what]
         if hidden := len(compared) - len(largest):
             lines += [f"  and {hidden} more points; --all shows them"]

@@ -1,4 +1,4 @@
-"""Visit the points of a run (`known_points`) while it is computed.
+"""Visit the points of a run (`point_names`) while it is computed.
 
 Every model calls its layers through a namespace `ops`. `Points` wraps each of its functions, so that a `Visit` sees the
 result and may replace it.
@@ -22,7 +22,7 @@ from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.layers.plain_heads import concat_heads
 from refdiff.oracle.rounding import U32
-from refdiff.oracle.trace.known_points import path_prefix
+from refdiff.oracle.trace.point_names import path_prefix
 from refdiff.oracle.truth.attention_operands import log_sum_exp
 
 LSE_UNITS = {"e": 1.0, "2": math.log(2), "10": math.log(10)}

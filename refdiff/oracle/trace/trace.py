@@ -32,7 +32,7 @@ from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.trace.known_points import near_point
+from refdiff.oracle.trace.point_names import near_point
 from refdiff.oracle.trace.points import Points, Visit
 from refdiff.oracle.truth.attention_operands import truth_ops
 from refdiff.oracle.truth.forward import forward

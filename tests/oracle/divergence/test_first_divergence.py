@@ -108,37 +108,35 @@ def test_attention_alone() -> None:
     assert not first_divergence(dict(ref), ref, precision="float32")
 
 
-def as_llama_cpp(ref: Trace) -> dict[str, np.ndarray]:
-    """One row of a run as llama.cpp's callback gives it: without batch, tokens before heads, both maps in one."""
+def as_unilm(ref: Trace) -> dict[str, np.ndarray]:
+    """A run of one sequence under names of unilm: without batch, tokens before heads, both maps in one."""
     mine = {}
     for path, x in ref.items():
         layer, _, name = path.removeprefix("model.layers.").partition(".self_attn.")
+        at = f"decoder.layers.{layer}.self_attn."
         if name in ("q_rope", "k_rope"):
-            mine[f"{name[0].upper()}cur-{layer}"] = x[0].transpose(1, 0, 2)
-        if name == "scores1":
-            both = np.concatenate([x, ref[path[:-1] + "2"]], 1)
-            mine[f"kq-{layer}"] = np.sqrt(6) * both[0]
-        if name == "attn1":
-            mine[f"kqv-{layer}"] = np.concatenate([x, ref[path[:-1] + "2"]], 1)[0]
+            mine[at + name] = x[0].transpose(1, 0, 2)
+        if name in ("scores1", "attn1"):
+            mine[at + name[:-1]] = np.concatenate([x, ref[path[:-1] + "2"]], 1)[0]
         if name == "groupnorm":
-            mine[f"attn_sub_norm-{layer}"] = x[0].transpose(1, 0, 2)
+            mine[f"{at}subln"] = x[0].transpose(1, 0, 2)
         if name == "scaled":
-            mine[f"kqv_out-{layer}"] = x[0]
-    return {**mine, "inp_embd": ref["model.embed_tokens"][0], "result_output": ref["lm_head"][0]}
+            mine[at + name] = x[0]
+    return {**mine, "tok_embeddings": ref["model.embed_tokens"][0], "output": ref["lm_head"][0]}
 
 
-def test_a_run_under_names_of_llama_cpp() -> None:
+def test_a_run_in_other_layouts() -> None:
     of, _ = prepared("hf", "float32")
     ref = trace(of, np.arange(1, 8)[None])
-    mine = {name: x.astype(np.float32) for name, x in as_llama_cpp(ref).items()}
+    mine = {name: x.astype(np.float32) for name, x in as_unilm(ref).items()}
     found = first_divergence(mine, ref)
     assert not found, str(found)
     assert found.unknown == ()
     assert sum(s.status == "equal" for s in found.stages) == 4 * 8 + 2
-    mine["kqv-2"] = mine["kqv-2"] * np.float32(1.01)
-    found = first_divergence(mine, ref)
+    name = "decoder.layers.2.self_attn.attn"
+    found = first_divergence({**mine, name: mine[name] * np.float32(1.01)}, ref)
     assert found.path == "model.layers.2.self_attn.attn1"
-    assert found.first.what == "equal up to the factor 1.01"
+    assert found.first.what == "0.01 too large or too small on the whole"
 
 
 def test_arguments() -> None:

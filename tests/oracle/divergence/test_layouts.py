@@ -1,4 +1,4 @@
-"""Arrays that are equal all the same: by a factor, in another base, with axes in another order."""
+"""Arrays that are equal all the same: in another base, with axes in another order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Spec, first_divergence, trace
-from refdiff.oracle.divergence.expected import Expected
 from refdiff.oracle.divergence.layouts import arrange
 from tests.model.models import ids, small_model
 from tests.oracle.example_inputs import draw
@@ -33,18 +32,6 @@ def test_the_base_of_the_spec() -> None:
     natural = {name: ref[name] * math.log(2) for name in ("lse1", "lse2")}
     stages = {s.path: s for s in first_divergence(natural, ref).stages}
     assert stages["lse1"].what == "to the base e, not 2"
-
-
-def test_a_factor_explains_most_of_an_error() -> None:
-    """An error at random, a little larger than allowed, is a little smaller beside some factor."""
-    y = REF[AT + "o_proj"]
-    noise = np.random.default_rng(0).normal(size=y.shape)
-    noise += 0.3 * y / y.std() - (noise * y).sum(-1, keepdims=True) / (y * y).sum(-1, keepdims=True) * y
-    noise /= np.sqrt((noise**2).mean(-1, keepdims=True))
-    allowed = Expected(y, "float64", np.full(y.shape[:-1], 1e-3), slope=1.0)
-    for error, factor in ((4.08e-3 * noise, 0.0), (0.1 * y, 1.1), (-2 * y, -1.0)):
-        assert allowed.factor(y + error) == pytest.approx(factor)
-    assert allowed.factor(0 * y) == 0
 
 
 LAYER_0, SWAPPED = "model.layers.0.self_attn.", "has tokens before heads"

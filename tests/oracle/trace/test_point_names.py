@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle import trace
-from refdiff.oracle.trace.known_points import canonical_names
+from refdiff.oracle.trace.point_names import canonical_names
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, spec_inputs
 
@@ -28,13 +28,9 @@ A = "model.layers.1.self_attn."
         ("blocks.1.norm2", "model.layers.1.post_attention_layernorm"),
         # vLLM
         ("model.layers.1.self_attn.attn12", A + "attn12"),
-        # llama.cpp
-        ("Qcur-1", A + "q_rope"),
-        ("kq-1", A + "kq"),
-        ("kq_soft_max-1", A + "probs"),
-        ("kqv_out-1", A + "scaled"),
-        ("blk.1.attn_norm", "model.layers.1.attn_norm"),
-        ("inp_embd", "model.embed_tokens"),
+        # Llama's own
+        ("tok_embeddings", "model.embed_tokens"),
+        ("output", "lm_head"),
         # a second time
         (A + "scores1[1]", A + "scores1[1]"),
     ],
@@ -45,8 +41,8 @@ def test_names(name: str, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("scores1", "scores1"), ("attn.sub_norm", "groupnorm"), ("layers.7.self_attn.lse2", "lse2"), ("kqv-3", "attn"),
-     ("lse1[1]", "lse1[1]"), ("kqv-3[1]", "attn[1]"), ("layers.7.self_attn.lse2[1]", "lse2[1]"),
+    [("scores1", "scores1"), ("attn.sub_norm", "groupnorm"), ("layers.7.self_attn.lse2", "lse2"),
+     ("lse1[1]", "lse1[1]"), ("subln[1]", "groupnorm[1]"), ("layers.7.self_attn.lse2[1]", "lse2[1]"),
      ("out", "out")],
 )  # fmt: skip
 def test_names_of_the_attention_alone(name: str, path: str) -> None:
