@@ -82,8 +82,7 @@ def diagnose(
 
         none fits
           it is wrong only in tokens 32 to 63 of head 3 of sequence 1; everything else
-              is within budget: it looks like a tile not written, or written too early
-              or late
+              is within budget
           it is exactly zero there, where the truth is not: it looks like memory never
               written to, or every key masked
           nothing in the catalogue, alone, explains more than 6% of the squared
@@ -129,7 +128,7 @@ def _diagnose_output(own: Budget, given: Mapping[str, Numpy], most: int) -> Rank
     spec, y = own.spec, to_float64(given["out"])
     case = Case(own, {"out": y})
     wrong_lse = _find_wrong_lse(own, given)
-    place = locate_errors(y, own, right_lse=wrong_lse == ())
+    place = locate_errors(y, own)
     where = (*_describe_lse(spec, wrong_lse), *place.lines)
     zero = not y.any()  # as many pairs give, and memory never written to
     search = Search(case, hypotheses(spec, case.start.inputs, case.kind, own.recipe, sampled=case.is_sampled))

@@ -23,7 +23,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.region_format import (
     Box,
     find_box,
-    find_period,
     format_indices,
     format_rows,
     split_box,
@@ -74,19 +73,14 @@ class Place:
         return format_rows(self.rows, self.counted, self.axes)
 
 
-def locate_errors(actual: Numpy, budget: Budget, name: str = "out", *, right_lse: bool = False) -> ErrorPlaces:
-    """Say where an output that fails is wrong, unless the error is everywhere.
-
-    Args:
-        name: the name of the gradient, if it is one.
-        right_lse: whether the log-sum-exps of a wrong output are correct: scores, mask and positions are correct then.
-    """
+def locate_errors(actual: Numpy, budget: Budget, name: str = "out") -> ErrorPlaces:
+    """Say where an output or the gradient `name` that fails is wrong, unless the error is everywhere."""
     b = budget.tensors[name]
     stored, other = round_to(b.expected, b.storage), kind_mismatch(actual, b)
     lines = _describe_nonfinite(actual, stored, other, b)
     rest = np.where(other, stored, actual)
     place = _find_place(rest, b)
-    more = _describe_finite(rest, stored, b, place, "besides, it is" if lines else "it is", right_lse=right_lse)
+    more = _describe_finite(rest, stored, b, place, "besides, it is" if lines else "it is")
     wrong = int((_row_ratios(rest, b) > LIMITS.row).sum())
     if lines and not more:
         more = [f"besides, {wrong} of {b.rows.size} rows are wrong" if wrong else REST_IN_BUDGET]
@@ -94,14 +88,12 @@ def locate_errors(actual: Numpy, budget: Budget, name: str = "out", *, right_lse
     return ErrorPlaces((*lines, *more), bool(lines), local)
 
 
-def _describe_finite(
-    actual: Numpy, stored: Numpy, b: RowBudget, place: Place | None, prefix: str, *, right_lse: bool
-) -> list[str]:
+def _describe_finite(actual: Numpy, stored: Numpy, b: RowBudget, place: Place | None, prefix: str) -> list[str]:
     """Describe where finite numbers are wrong, and where they are exactly zero."""
     lines = []
     if place is not None:
-        why = ", and ".join(filter(None, (_guess_cause(place, right_lse), _describe_factor(actual, b, place))))
-        lines.append(f"{prefix} wrong only in {place.text}; {REST_IN_BUDGET}{why and f': {why}'}")
+        factor = _describe_factor(actual, b, place)
+        lines.append(f"{prefix} wrong only in {place.text}; {REST_IN_BUDGET}{factor and f': {factor}'}")
     zeros = _find_zeros(actual, stored, b)
     if zeros is not None:
         same = place is not None and place.text == zeros.text
@@ -171,38 +163,6 @@ def _describe_nonfinite(actual: Numpy, stored: Numpy, other: Numpy, b: RowBudget
 def _describe_kind(x: Numpy) -> str:
     kinds = [("NaN", np.isnan(x)), ("infinite", np.isinf(x)), ("finite", np.isfinite(x))]
     return " or ".join(word for word, here in kinds if here.any())
-
-
-def _guess_cause(place: Place, right_lse: bool) -> str:
-    """Name the usual cause of an error in a place of this shape; "" if there is none."""
-    part = split_box(place.box, place.counted, place.axes) if place.box is not None and place.is_shaped else {}
-    if "t" in part:
-        return _guess_token_cause(*part["t"], alone=len(part) == 1, right_lse=right_lse)
-    return {
-        "b": "it looks like strides, lengths or offsets of the batch",
-        "h": "it looks like how heads are counted",
-        "bh": "it looks like one block of the grid",
-    }.get("".join(part), "")
-
-
-def _guess_token_cause(found: Numpy, whole: Numpy, *, alone: bool, right_lse: bool) -> str:
-    """Name the usual cause of an error in some tokens of all heads and sequences (`alone`), or of some of them."""
-    first, last = int(found[0]), int(found[-1])
-    if (period := find_period(found, whole)) is not None:
-        m, low, high = period
-        edge = "the first row" if high == 0 else "the last row" if low == m - 1 else "the same row"
-        return f"it looks like {edge if low == high else 'a part'} of each block of {m}"
-    if len(found) < 2 or last - first + 1 != len(found):
-        return ""
-    to_the_end = last == whole[-1]
-    if to_the_end and len(found) < (first & -first):  # fewer than the largest power of two that divides the first
-        other = alone and not right_lse
-        return "it looks like a last, partial block of rows" + (", or a mask or positions" if other else "")
-    if alone:
-        cause = "tiles or a split of keys" if right_lse else "a mask, a window or positions"
-        return f"it looks like {cause}, from token {first} on" if to_the_end else ""
-    is_block = len(found) >= THRESHOLDS.min_block
-    return "it looks like a tile not written, or written too early or late" if is_block else ""
 
 
 def _describe_factor(actual: Numpy, b: RowBudget, place: Place) -> str:

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.diagnosis import diagnose as find_mistake
-from refdiff.oracle.divergence import first_divergence
 from refdiff.oracle.inputs import DATA, is_layer
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output
@@ -138,17 +137,15 @@ def assert_close(
     recipe: Recipe | str | None = None,
     dout: Any = None,
     diagnose: bool = True,
-    traces: tuple[Any, Any] | None = None,
 ) -> None:
     """Fail a test unless `check` passes; an inconclusive check fails it too.
 
     Args:
         actual, spec, inputs, recipe, dout: as `check` takes them.
         diagnose: compare a failing output with those of known mistakes, which takes seconds.
-        traces: your run and refdiff's, as `first_divergence` takes them, to find the first wrong intermediate.
 
     Raises:
-        AssertionError: the check did not pass. The message has the verdict, the first divergence and the diagnosis.
+        AssertionError: the check did not pass. The message has the verdict and the diagnosis.
         ValueError, TypeError: as `check`.
     """
     resolved, recipe = resolve_spec(spec, inputs), Recipe.of(recipe)
@@ -157,8 +154,6 @@ def assert_close(
     if verdict:
         return
     parts = [str(verdict)]
-    if traces is not None:
-        parts.append(f"first divergence: {first_divergence(*traces)}")
     if diagnose and verdict.status == "fail":
         parts.append(_diagnosis(actual, resolved, inputs, recipe, dout))
     raise AssertionError("\n".join(parts))

@@ -79,15 +79,6 @@ class Verdict:
         head = f"{self.status}, judged as {self.recipe}; numbers are value/limit; value ≤ limit passes"
         return wrap_text("\n".join([head, *(str(t) for t in self.tensors.values()), *self.notes]))
 
-    def raise_for_status(self) -> None:
-        """Raise unless the status is "pass".
-
-        Raises:
-            AssertionError: the status is "fail" or "inconclusive"; the message is the whole report.
-        """
-        if not self:
-            raise AssertionError(str(self))
-
     def to_dict(self) -> dict[str, Any]:
         """Return status, recipe, each tensor's verdict and the notes as values of JSON."""
         return {

@@ -47,27 +47,24 @@ def half_as_large_again(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("value", [noise, half_as_large_again])
 @pytest.mark.parametrize(
-    ("at", "words", "looks"),
+    ("at", "words"),
     [
-        ((1, 3, slice(32, 64)), "tokens 32 to 63 of head 3 of sequence 1", "a tile not written"),
-        ((1, 3, [*range(32, 40), *range(41, 64)]), "most tokens from 32 to 63 of head 3 of sequence 1", ""),
-        ((0, 3, [t for t in range(45) if t % 12 < 9]), "most tokens from 0 to 44 of head 3 of sequence 0", ""),
-        ((0, 3, [0, 32]), "tokens 0 and 32 of head 3 of sequence 0", ""),  # without 64 they are no blocks' first rows
-        ((ALL, ALL, np.arange(T) % 16 >= 12), "tokens i with i mod 16 from 12 to 15", "a part of each block of 16"),
-        ((ALL, ALL, slice(64, T)), "tokens 64 to 69", "partial block of rows, or a mask or positions"),
-        ((ALL, ALL, slice(45, T)), "tokens 45 to 69", "a mask, a window or positions, from token 45 on"),
-        ((ALL, ALL, slice(31, T, 32)), "tokens i with i mod 32 = 31", "the last row of each block of 32"),
-        ((1,), "sequence 1", "strides, lengths or offsets of the batch"),
-        ((ALL, [1, 3, 5]), "heads 1, 3 and 5", "how heads are counted"),
+        ((1, 3, slice(32, 64)), "tokens 32 to 63 of head 3 of sequence 1"),
+        ((1, 3, [*range(32, 40), *range(41, 64)]), "most tokens from 32 to 63 of head 3 of sequence 1"),
+        ((0, 3, [t for t in range(45) if t % 12 < 9]), "most tokens from 0 to 44 of head 3 of sequence 0"),
+        ((0, 3, [0, 32]), "tokens 0 and 32 of head 3 of sequence 0"),  # without 64 they are no blocks' first rows
+        ((ALL, ALL, np.arange(T) % 16 >= 12), "tokens i with i mod 16 from 12 to 15"),
+        ((ALL, ALL, slice(64, T)), "tokens 64 to 69"),
+        ((ALL, ALL, slice(31, T, 32)), "tokens i with i mod 32 = 31"),
+        ((1,), "sequence 1"),
+        ((ALL, [1, 3, 5]), "heads 1, 3 and 5"),
     ],
 )
-def test_a_place_is_named(at: Any, words: str, looks: str, value: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_a_place_is_named(at: Any, words: str, value: Callable[[np.ndarray], np.ndarray]) -> None:
     found = planted(at, value, dtype="float16")
     assert not found.not_finite
-    (line,) = found.lines
-    assert line.startswith(f"it is wrong only in {words}{REST}")
-    assert looks in line
-    assert ("looks like" in line) == bool(looks)
+    factor = ": it is 1.5 times the truth there" if value is half_as_large_again else ""
+    assert found.lines == (f"it is wrong only in {words}{REST}{factor}",)
 
 
 def test_zeros_look_like_memory_never_written() -> None:
@@ -111,11 +108,3 @@ def test_a_mistake_that_is_everywhere_has_no_place(profile: str) -> None:
     spec = small_spec("hf_diffllama")
     for case in cases(profile, 5, spec=spec, dtype="bfloat16")[:2]:
         assert set(_said_of(case)) <= OF_PLACES
-
-
-def test_right_log_sum_exps_exclude_a_mask() -> None:
-    out, known = right("hf_diffllama", "bfloat16")
-    wrong = out.copy()
-    wrong[:, :, 45:] = noise(wrong[:, :, 45:])
-    (line,) = locate_errors(round_to(wrong, "bfloat16"), known, right_lse=True).lines
-    assert line.endswith("it looks like tiles or a split of keys, from token 45 on")

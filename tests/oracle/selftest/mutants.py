@@ -15,7 +15,7 @@ from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.kernel import deviated, ops_with, output
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.verdict.judge import other_conventions
+from refdiff.oracle.verdict.judge import other_base
 from tests.oracle.selftest.local_mistakes import KEYS, PLACES, with_a_wrong_place, with_other_keys
 from tests.oracle.selftest.settings import Setting
 
@@ -113,14 +113,14 @@ def _local(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np
 
 
 def _other_sums(setting: Setting, inputs: Inputs) -> Iterator[Mutant]:
-    """Log-sum-exps of another convention, and those of the other map."""
-    of_maps = {name: other_conventions(setting.spec, inputs, name) for name in setting.spec.lse_names}
-    for text in of_maps[setting.spec.lse_names[0]]:
-        yield Mutant("lse", text, "lse base", {name: sums[text] for name, sums in of_maps.items()})
-    if setting.spec.is_plain:
-        return
-    exact = truth(setting.spec, inputs, want=("lse1", "lse2"))
-    yield Mutant("lse", "maps swapped", "lse base", {"lse1": np.asarray(exact.lse2), "lse2": np.asarray(exact.lse1)})
+    """Log-sum-exps to the other base, and those of the other map."""
+    names = setting.spec.lse_names
+    exact = truth(setting.spec, inputs, want=names)
+    sums = {name: np.asarray(getattr(exact, name)) for name in names}
+    wrong = {name: other_base(setting.spec.lse_base, x)[1] for name, x in sums.items()}
+    yield Mutant("lse", "to the other base", "lse base", wrong)
+    if not setting.spec.is_plain:
+        yield Mutant("lse", "maps swapped", "lse base", {"lse1": sums["lse2"], "lse2": sums["lse1"]})
 
 
 def _gradients(problem: Kernel, dout: Numpy) -> Arrays:
