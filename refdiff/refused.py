@@ -262,7 +262,7 @@ NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "resize_token_embeddings": {"mean_resizing": ("new rows are the mean of the old ones; draw others yourself", True)},
     "decode": {"spaces_between_special_tokens": (_OUT, None, True, False)},
-    "config": {"return_unused_kwargs": ("an argument that is no field is an error", None, False)},
+    "config": {"return_unused_kwargs": ("the result is the config alone", None, False)},
     "tokenizer": {
         **dict.fromkeys(("legacy", "use_fast"), (_OUT, None, True, False)),
         **dict.fromkeys(("config", "tokenizer_type"), ("tokenizer.json says all of a tokenizer", None)),

@@ -17,7 +17,7 @@ from refdiff.files import output_folder, read_json, write_atomically
 from refdiff.generation.tokenizer.backend import backend_of
 from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
-from refdiff.refused import GENERATE, RefusedNames, check_neutral, instead, refuse_attribute
+from refdiff.refused import GENERATE, NEUTRAL, RefusedNames, check_neutral, instead, refuse_attribute
 
 
 def _is_int(value: Any) -> bool:
@@ -407,9 +407,8 @@ class GenerationConfig(RefusedNames, dict[str, Any]):
     def update(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # transformers' signature
         """Set options; return those that are none, neither of `generate` nor among the entries."""
         unused = {name: value for name, value in options.items() if name not in self and name not in _KNOWN}
-        for name, value in options.items():
-            if name not in unused:
-                setattr(self, name, value)
+        for name in sorted(options.keys() - unused.keys()):
+            setattr(self, name, options[name])
         return unused
 
     def to_dict(self) -> dict[str, Any]:
@@ -426,6 +425,7 @@ class GenerationConfig(RefusedNames, dict[str, Any]):
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> GenerationConfig:
         """Return the config of a dict, such as a generation_config.json, with options over it."""
+        check_neutral(cls, "from_dict", {k: options.pop(k) for k in NEUTRAL["config"] if k in options}, "config")
         return cls(**{**config_dict, **options})
 
     @classmethod
@@ -445,8 +445,9 @@ class GenerationConfig(RefusedNames, dict[str, Any]):
             CheckpointError: it is missing or broken.
         """
         place = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
-        folder = hub.snapshot(pretrained_model_name_or_path, **place)
-        return cls.from_dict(read_json(folder / "generation_config.json"), **options)
+        file = options.pop("config_file_name", None) or "generation_config.json"
+        folder = hub.snapshot(pretrained_model_name_or_path, files=("config.json", file), **place)
+        return cls.from_dict(read_json(folder / file), **options)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> Path:
         """Write `generation_config.json` into `save_directory`, made if needed; return its path."""

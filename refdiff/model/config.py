@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from refdiff import bundled, hub
 from refdiff.checkpoint_files import CONFIG_FILES
@@ -18,7 +18,7 @@ from refdiff.messages import list_problems, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
 from refdiff.model.variants import VARIANTS, current_name
-from refdiff.refused import RefusedNames, check_neutral
+from refdiff.refused import RefusedNames, check_neutral, refuse_attribute
 
 
 def _default_of_calls(name: str) -> property:
@@ -34,8 +34,8 @@ class DiffLlamaConfig(RefusedNames):
     `rope_scaling` (`type` or `rope_type`); `dtype` or `torch_dtype`; `id2label` or
     `num_labels`. After construction `num_key_value_heads` and `head_dim` are integers, and
     `rope_parameters` has `rope_type` and `rope_theta`. Fields that DiffLlama does not use stay
-    in `extra` and are written back by `save_pretrained`; one warning names those that are not
-    in every file.
+    in `extra`, are attributes too, and are written back by `save_pretrained`; one warning names
+    those that are not in every file.
 
     `hidden_act` is one of `refdiff.layers.activation.NAMES`: every activation of transformers
     but xielu.
@@ -82,6 +82,18 @@ class DiffLlamaConfig(RefusedNames):
     architectures: list[str] | None = None
     extra: dict[str, Any] = field(repr=False)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            extra = vars(self).get("extra", {})
+            return extra[name] if name in extra else refuse_attribute(self, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            is_own = name in ("extra", *FIELDS) or name.startswith("_") or hasattr(type(self), name)
+            if not is_own and "extra" in vars(self):
+                self.extra[name] = vars(self).pop(name)
+
     def __init__(self, **given: Any) -> None:
         remarks = self._fill(given)
         if remarks:
@@ -113,16 +125,22 @@ class DiffLlamaConfig(RefusedNames):
         return self.num_attention_heads * VARIANTS[self.variant].query_heads
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
+    def from_dict(cls, config_dict: Mapping[str, Any], source: str = "config.json", **options: Any) -> DiffLlamaConfig:
         """Build a config from the content of a config.json; `source` names the file in messages.
+
+        `options` are fields to change.
 
         Raises:
             CheckpointError: a field is out of its range; the message has the file, the field, its
                 value, the range and the fix.
+            TypeError: an option is no field.
         """
+        changes = {name: options.pop(name) for name in FIELDS if name in options}
+        check_neutral(cls, "from_dict", options, "config", FIELDS)
+        labels = ("id2label", "label2id") if "num_labels" in changes else ()
         config = cls.__new__(cls)
         try:
-            remarks = config._fill(config_dict)
+            remarks = config._fill({**{k: v for k, v in config_dict.items() if k not in labels}, **changes})
         except ValueError as error:
             raise CheckpointError(f"{source}: {error}") from None
         if remarks:
@@ -164,10 +182,7 @@ class DiffLlamaConfig(RefusedNames):
         if pretrained_model_name_or_path == bundled.NAME or not path.is_file():
             path = hub.snapshot(pretrained_model_name_or_path, files=CONFIG_FILES, **where) / "config.json"
         finish(path.parent)
-        values = read_json(path)
-        if "num_labels" in changes:
-            values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
-        return cls.from_dict({**values, **changes}, source=str(path))
+        return cls.from_dict(read_json(path), str(path), **changes)
 
     @classmethod
     def from_config(cls, config: Any) -> DiffLlamaConfig:

@@ -22,11 +22,11 @@ from refdiff.model.commit import read_consistently
 from refdiff.model.config import FIELDS, DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
-from refdiff.refused import RefusedNames, check_neutral
+from refdiff.refused import NEUTRAL, RefusedNames, check_neutral
 
 ARGUMENTS = (
     "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", "config", *hub.ARGUMENTS, "torch_dtype",
-    "device_map",
+    *NEUTRAL["from_pretrained"],
 )  # fmt: skip
 """What `from_pretrained` takes beside the folder or repo."""
 

@@ -63,10 +63,9 @@ def pipeline(
     if not isinstance(given, dict | None):
         raise TypeError(f"model_kwargs: got {type(given).__name__}, expected a dict of options of from_pretrained")
     options = {name: value for name, value in options.items() if value is not None or not instead(name, PIPELINE)}
-    options = {**(given or {}), **options}
-    if options.get("device") is not None and str(options["device"]) in ("-1", "cpu"):
-        del options["device"]
-    loading = {key: options.pop(key) for key in pretrained.ARGUMENTS if key in options}
+    loading = {**(given or {}), **{key: options.pop(key) for key in pretrained.ARGUMENTS if key in options}}
+    if loading.get("device") is not None and str(loading["device"]) in ("-1", "cpu"):
+        del loading["device"]
     source: Any = None
     if isinstance(model, str | os.PathLike):
         source, heads = model, importlib.import_module("refdiff.model.heads")

@@ -239,6 +239,11 @@ def test_a_generation_config_is_saved_and_loaded(tmp_path: Path) -> None:
     assert (got.sequence_bias, got.watermarking_config["bias"]) == ([[[1, 2], 3.0]], 3.0)
     assert json.loads(made.to_json_string())["num_beams"] == 2
     assert "logits_processor" not in got
+    (tmp_path / "long.json").write_text('{"max_length": 70}', encoding="utf-8")
+    named = GenerationConfig.from_pretrained(tmp_path, config_file_name="long.json", return_unused_kwargs=False)
+    assert named.to_dict() == {"max_length": 70}
+    with pytest.raises(ValueError, match=r"return_unused_kwargs: got True, expected None or False; the result is the"):
+        GenerationConfig.from_dict({}, return_unused_kwargs=True)
     with pytest.raises(ValueError, match=r"^top_p: got 2, expected a number from 0 to 1"):
         GenerationConfig(top_p=2)
     with pytest.raises(AttributeError, match="'GenerationConfig' object has no attribute 'topk'"):

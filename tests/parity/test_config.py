@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import random
@@ -125,3 +126,32 @@ def test_defaults_are_those_of_transformers() -> None:
 
 def test_every_activation_but_xielu_is_accepted() -> None:
     assert set(ACTIVATIONS) == set(ACT2CLS) - {"xielu"}
+
+
+def test_fields_that_no_diffllama_has_are_attributes(tmp_path: Path) -> None:
+    """Given to the constructor, by `update` or set, before and after the config is saved."""
+    for cls in (transformers.DiffLlamaConfig, DiffLlamaConfig):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # refdiff names fields that it does not know
+            config = cls(mine={"a": 1})
+        config.update({"more": 2})
+        config.set_later = [3]
+        config.save_pretrained(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = cls.from_pretrained(tmp_path)
+        for one in (config, again, copy.deepcopy(config)):
+            assert (one.mine, one.more, one.set_later) == ({"a": 1}, 2, [3])
+            assert getattr(one, "absent", 5) == 5
+
+
+def test_options_of_from_dict_are_fields_to_change() -> None:
+    content = {"hidden_size": 64, "id2label": {"0": "a"}, "label2id": {"a": 0}}
+    changes: dict[str, Any] = {"num_labels": 3, "hidden_act": "gelu", "hidden_size": 32}
+    theirs, ours = (cls.from_dict(content, **changes) for cls in (transformers.DiffLlamaConfig, DiffLlamaConfig))
+    for name in (*changes, "id2label", "label2id"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    with pytest.raises(
+        TypeError, match=r"DiffLlamaConfig.from_dict: got an unexpected argument 'zzz', expected any of"
+    ):
+        DiffLlamaConfig.from_dict(content, zzz=1)

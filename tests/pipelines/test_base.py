@@ -110,6 +110,10 @@ def test_a_folder_is_loaded_with_any_option_of_from_pretrained(tmp_path: Path) -
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert refdiff.pipeline("feature-extraction", folder, **{**options, "threads": 1})("a")
     assert refdiff.pipeline("feature-extraction", folder, config=str(folder))("a")
+    given = {"low_cpu_mem_usage": True, "use_safetensors": True, "device": "cpu", "num_labels": 3}
+    assert refdiff.pipeline("feature-extraction", folder, model_kwargs=given).model.config.num_labels == 3
+    with pytest.raises(TypeError, match=r"DiffLlamaModel.from_pretrained: got an unexpected argument 'zzz'"):
+        refdiff.pipeline("feature-extraction", folder, model_kwargs={"zzz": 1})
 
 
 def test_options_of_the_call_win(tmp_path: Path) -> None:

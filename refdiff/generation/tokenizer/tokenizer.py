@@ -142,7 +142,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         settings |= {} if save_jinja_files else templates.settings(self.chat_template)
         write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"), follow_link=False)
         write_json(folder / "tokenizer_config.json", settings)
-        return tuple(map(str, (folder / "tokenizer_config.json", folder / "tokenizer.json", *written)))
+        return tuple(map(str, (folder / "tokenizer_config.json", *written, folder / "tokenizer.json")))
 
     def __call__(
         self,
