@@ -755,31 +755,25 @@ def curves(
     xlabel: str,
     ylabel: str,
     *,
-    errors: Mapping[str, Any] | None = None,
     band: tuple[float, float, str] | None = None,
-    level: tuple[float, str] | None = None,
     legend_at: Any = "best",
     **options: Any,
 ) -> Any:
-    """Named curves over one x, with error bars where there are any; `options` are properties of the axes.
+    """Named curves over one x; `options` are properties of the axes.
 
-    A `band` from one x to another is shaded and has a name; a `level` is a dotted line at one y, with its name.
+    A `band` from one x to another is shaded and has a name.
     """
     axes = new_axes(None, 5.4, 3.3)
     for i, (label, y) in enumerate(lines.items()):
-        beside = 0 if errors is None else 0.008 * (i - len(lines) / 2) * (max(x) - min(x))  # hides no bar
-        axes.errorbar(np.asarray(x) + beside, y, errors and errors[label], color=SERIES[i], linestyle=STYLES[i],
-                      marker=MARKERS[i], markersize=4, capsize=3, label=label)  # fmt: skip
+        axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], marker=MARKERS[i], markersize=4, label=label)
     if band is not None:
         axes.axvspan(*band[:2], color=HIDDEN, linewidth=0, label=band[2])
-    if level is not None:
-        axes.axhline(level[0], color=INK, linestyle=":", linewidth=1, label=level[1])
     if all(isinstance(place, int | np.integer) for place in x):
         use_integer_ticks(axes.xaxis)
     axes.set(xlabel=xlabel, ylabel=ylabel, **options)
     if "yticks" in options:
         axes.minorticks_off()
-    if len(lines) + (level is not None) > 4:
+    if len(lines) > 4:
         axes.figure.set_figheight(4.2)
         legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     else:

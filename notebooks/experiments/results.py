@@ -82,8 +82,13 @@ def beside_plain(by_kind: Mapping[str, Sequence[float]], kind: str, digits: int)
 
 
 def written(found: tuple[float, float], digits: int = 0) -> str:
-    """Return a difference's mean and half its 95 % interval as text; a star marks an interval without 0."""
+    """Return a difference's mean and half its 95 % interval as text; a star marks an interval without 0.
+
+    Where `digits` decimals do not show that an interval excludes 0, it gets more.
+    """
     mean, half = found
+    while abs(mean) > half and round(abs(mean), digits) <= round(half, digits):
+        digits += 1
     return f"{mean:+.{digits}f} ± {half:.{digits}f}{'*' if abs(mean) > half else ''}".replace("-", "−")
 
 
@@ -208,12 +213,14 @@ def text_differences(text: Runs) -> dict[str, tuple[float, float]]:
 def loss_rows(text: Runs) -> list[list[str]]:
     """Return the last losses of all kinds, and `text_differences`, as rows of a table."""
     differences = text_differences(text)
-    rows = [["kind", "optimizer", "learning rate", "seeds", "loss at the end", "minus plain"]]
+    rows = [["kind, optimizer", "loss at the end", "minus plain"]]
     for kind, mine in text.items():
         mean, half = mean_and_interval([run["validation"][-1][1] for run in mine])
-        name, optimizer = kind.removesuffix(", Muon").removesuffix(", slow"), "Muon" if "Muon" in kind else "AdamW"
-        about = [name, optimizer, str(mine[0]["rate"]), str(len(mine)), f"{mean:.2f} ± {half:.2f}"]
-        rows.append([*about, written(differences[kind], 2) if kind in differences else ""])
+        name = kind if "Muon" in kind else f"{kind.removesuffix(', slow')}, AdamW"
+        if kind.endswith("slow"):
+            name += f", rate {mine[0]['rate']}"
+        difference = written(differences[kind], 2) if kind in differences else ""
+        rows.append([name, f"{mean:.2f} ± {half:.2f}", difference])
     return rows
 
 
@@ -247,15 +254,12 @@ def tokens_read(stored: Mapping[str, Any]) -> int:
     return math.prod(stored["settings"][name] for name in ("max_steps", "batch_size", "context"))
 
 
-def long_runs() -> tuple[int, int, dict[str, tuple[float, float]], float]:
-    """Return of the longer runs: tokens, parameters, loss and bits per byte by kind, what a repetition changed."""
+def long_runs() -> tuple[int, int, dict[str, float], float]:
+    """Return of the longer runs: tokens, parameters, loss by kind, what a repetition changed."""
     runs = json.loads((DATA / "baseline.json").read_text(encoding="utf-8"))
     repeated = (DATA / "bundled_by_torch.jsonl").read_text(encoding="utf-8").splitlines()
     changed = max(abs(run["refdiff"] - run["torch"]) for run in map(json.loads, repeated))
-    reached = {
-        kind: (runs[name]["validation"][-1][1], runs[name]["reached"]["bits_per_byte"])
-        for kind, name in (("plain", "plain"), ("v1", "differential"))
-    }
+    reached = {kind: runs[name]["validation"][-1][1] for kind, name in (("plain", "plain"), ("v1", "differential"))}
     return runs["tokens"], runs["differential"]["parameters"], reached, changed
 
 
@@ -264,7 +268,6 @@ def long_run_lines() -> list[str]:
     tokens, size, reached, changed = long_runs()
     return [
         f"{tokens:,} tokens read, {size:,} parameters",
-        *(f"{kind:5} loss {loss:.3f} nats per token, {round(bits, 3)} bits per byte"
-          for kind, (loss, bits) in reached.items()),
+        *(f"{kind:5} loss {loss:.3f} nats per token" for kind, loss in reached.items()),
         f"the same run repeated in torch differs by up to {changed:.3f}",
     ]  # fmt: skip
