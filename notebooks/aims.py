@@ -25,7 +25,6 @@ class Aim:
 
     ratio: float
     share: float = 0.0
-    beside: str = "transformers"
     lossless: float = 1.0
 
 
@@ -42,13 +41,6 @@ AIMS = {
     "decode:128x8": Aim(2.6, lossless=1.04),
     "decode:128x16": Aim(2.5, lossless=1.08),
     "lookup": Aim(3.0, lossless=1.08),
-    "product:1": Aim(1.0, beside="onnxruntime", lossless=1.09),
-    "product:2": Aim(0.9, beside="onnxruntime", lossless=1.08),
-    "product:4": Aim(0.9, beside="onnxruntime", lossless=1.09),
-    "product:8": Aim(0.9, beside="onnxruntime", lossless=1.04),
-    "product:16": Aim(0.9, beside="onnxruntime", lossless=1.09),
-    "product:128": Aim(1.0, beside="onnxruntime"),
-    "product:512": Aim(1.0, beside="onnxruntime"),
     "load": Aim(8.0),
     "cold": Aim(6.0),
     "memory:2048": Aim(0.87, lossless=5.15 / 5.28),
@@ -69,14 +61,14 @@ def short_of(row: dict[str, Any], aim: Aim | None) -> list[str]:
     """
     if aim is None:
         return []
-    if row["error"] or aim.beside not in row["against"]:
-        return [_line(row["title"], f"not measured beside {aim.beside}", _ratio(aim.ratio), "", "", "")]
-    beside, found = row["against"][aim.beside], []
+    if row["error"] or "transformers" not in row["against"]:
+        return [_line(row["title"], "not measured beside transformers", _ratio(aim.ratio), "", "", "")]
+    beside, found = row["against"]["transformers"], []
     ratio, shares = beside["ratio"]["median"], (row["ceiling"] or {}).get("share", {})
     if beside["difference"]:
         found.append(("another result", "the same", "", "", ""))
     if ratio > aim.ratio if row["unit"] == "B" else ratio < aim.ratio:
-        takes = _percent(aim.ratio * shares[aim.beside]["median"]) if aim.beside in shares else ""
+        takes = _percent(aim.ratio * shares["transformers"]["median"]) if "transformers" in shares else ""
         found.append((_ratio(ratio), _ratio(aim.ratio), takes, _ratio(ratio * aim.lossless), _runs(row, 1, _ratio)))
     if aim.share and "refdiff" not in shares:
         found.append(("share not measured", _percent(aim.share), "", "", ""))
@@ -90,7 +82,7 @@ def met(row: dict[str, Any], aim: Aim | None) -> list[str]:
     """Say in a line what a row has that does not fall short of its aim, and what earlier runs had."""
     if aim is None or short_of(row, aim):
         return []
-    here, wanted, earlier = _ratio(row["against"][aim.beside]["ratio"]["median"]), _ratio(aim.ratio), [1]
+    here, wanted, earlier = _ratio(row["against"]["transformers"]["ratio"]["median"]), _ratio(aim.ratio), [1]
     if aim.share:
         here += f", {_percent(row['ceiling']['share']['refdiff']['median'])}"
         wanted, earlier = f"{wanted}, {_percent(aim.share)}", [1, 2]

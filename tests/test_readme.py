@@ -36,7 +36,7 @@ ELSEWHERE = {
     "--receipt receipt.safetensors": "tests/cli/test_judge.py",
     "loadPyodide()": "tests/browser/in_node.mjs",
     "--seeds 20": "hours",
-    "--against onnxruntime": "hours",
+    "--against stored": "hours",
 }
 """What marks a block that is not run here, and where it is run, or why it is nowhere."""
 SLOW = ("refdiff bench --like tiny --quick", "refdiff golden export", "--prompts-file")

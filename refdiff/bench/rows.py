@@ -4,10 +4,10 @@ A procedure is a generator that prepares, yields `READY`, and then measures once
 inputs, and the same work is timed. The fields of an answer:
 
     seconds, bytes               time and memory, one or both; bytes is None where the system does not tell it
-    amount                       tokens (or 10⁹ operations or bytes), divided by the seconds to give the rate
+    amount                       tokens, divided by the seconds to give the rate
     work                         operations or bytes that the result needs, compared with the ceiling
     passes                       forward passes after the first token, with prompt lookup
-    tokens, text, loss, sample   the result, to check that all sides computed the same
+    tokens, text, loss           the result, to check that all sides computed the same
 
 Operations that the result does not need, such as scores behind the causal mask, do not count as work.
 """
@@ -21,23 +21,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any, cast
 
 import numpy as np
 
 from refdiff.bench.inputs import Ids, forcing_bias, random_ids, repeated_pattern
-from refdiff.bench.sides import READY, WORKING_SET, Measurement, Side
+from refdiff.bench.sides import READY, Measurement, Side
 from refdiff.bench.sizes import TRAINED, write_random
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import parameter_shapes
-
-WEIGHT_SHAPE = 2048, 8192
-"""Shape (outputs, inputs) of each weight of the rows `product`."""
-
-MEMORY_BOUND_TOKENS = 16
-"""Largest number of tokens at which a product is bound by reading its weight, not by arithmetic."""
 
 LOOKUP_PROMPT, NUM_LOOKUP_TOKENS = 256, 10
 """Number of prompt tokens in the rows `lookup`, and prompt_lookup_num_tokens for all sides."""
@@ -151,23 +145,6 @@ def generate_greedily(side: Side, ids: Ids, new: int, **options: Any) -> tuple[l
     return tokens, end - first, arrivals.counts[1:]
 
 
-def product(side: Side, row: BenchRow) -> Iterator[Measurement]:
-    """Multiply tokens by many weights, more than fit into a cache."""
-    outputs, inputs = WEIGHT_SHAPE
-    work = 4 * outputs * inputs if row.size <= MEMORY_BOUND_TOKENS else 2 * outputs * inputs * row.size
-    count = max(WORKING_SET // (4 * outputs * inputs), 1)
-    first = np.random.default_rng(0).standard_normal(WEIGHT_SHAPE, np.float32)
-    x = np.random.default_rng(1).standard_normal((row.size, inputs), np.float32)
-    # all weights differ, so that no library can deduplicate them; the last one is `first`, without rotation
-    multiply = side.bind_weights([np.roll(first, i, axis=0) for i in reversed(range(count))], x)
-    multiply()
-    yield READY
-    while True:
-        seconds, result = side.time_repeated(multiply, side.settings.min_seconds)
-        sample = np.asarray(result, np.float64).reshape(row.size, outputs)[-1, :: max(outputs // 8, 1)]
-        yield {"seconds": seconds / count, "amount": work / 1e9, "work": work, "sample": sample.tolist()}
-
-
 def train(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Run training steps (forward, backward and AdamW) on the same ids."""
     s, config = side.settings, DiffLlamaConfig(**TRAINED[row.model])
@@ -241,7 +218,7 @@ def matrix_sizes(config: DiffLlamaConfig) -> dict[str, int]:
     return {name: math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) > 1}
 
 
-_ONE, _MANY = "TOKENS", "TOKENS[xN]"
+_MANY = "TOKENS[xN]"
 _TRANSFORMERS = ("transformers",)
 
 
@@ -255,7 +232,7 @@ class Kind:
     unit: of the rate; with s or B, time or memory itself is shown.
     ceiling: the machine's limit for `work`, gemv (bytes per second) or sgemm (operations per second).
     peers: the possible sides beside refdiff.
-    needs_model: whether it reads the checkpoint. Training creates its own; products need none.
+    needs_model: whether it reads the checkpoint. Training creates its own.
     new_process: whether each repetition has a process of its own.
     warm_up: whether the first repetition, which reads the files from disk, does not count.
     memory: the title of a second row, of peak memory; empty for none.
@@ -273,9 +250,6 @@ class Kind:
     memory: str = ""
 
 
-_PRODUCT = Kind(_ONE, "product, {tokens}", product, "GB/s", ceiling="gemv",
-                peers=("transformers", "onnxruntime", "numpy"), needs_model=False)  # fmt: skip
-
 KINDS = {
     "cold": Kind("", "start to first token", cold, "s", peers=_TRANSFORMERS),
     "load": Kind("", "load", load, "s", new_process=True, warm_up=True),
@@ -283,17 +257,12 @@ KINDS = {
     "decode": Kind(_MANY, "decode {size}{sequences}", decode, ceiling="gemv"),
     "lookup": Kind("", "prompt lookup", look_up),
     "memory": Kind(_MANY, "memory {size}{sequences}", memory, "B", new_process=True),
-    "product": _PRODUCT,
     "train": Kind("MODEL", "training step, {model}", train, ceiling="sgemm", peers=_TRANSFORMERS, needs_model=False,
                   memory="training memory, {model}"),
 }  # fmt: skip
-LARGE_PRODUCT = replace(_PRODUCT, unit="GFLOP/s", ceiling="sgemm")
-"""Products of more than `MEMORY_BOUND_TOKENS` tokens, which are bound by arithmetic."""
-
 _NUMBER = "[1-9][0-9]{0,5}"
 _FORMS = {
     "": "",
-    _ONE: f":(?P<size>{_NUMBER})",
     _MANY: f":(?P<size>{_NUMBER})(x(?P<batch>{_NUMBER}))?",
     "MODEL": f":(?P<model>{'|'.join(TRAINED)})",
 }
@@ -315,7 +284,7 @@ class BenchRow:
 
     @property
     def kind(self) -> Kind:
-        return LARGE_PRODUCT if self.name == "product" and self.size > MEMORY_BOUND_TOKENS else KINDS[self.name]
+        return KINDS[self.name]
 
     @property
     def spelled(self) -> str:
@@ -330,7 +299,6 @@ class BenchRow:
             model=self.model,
             batch=self.batch,
             sequences=f", batch {self.batch}" if self.batch > 1 else "",
-            tokens=f"{self.size} token{'s' * (self.size > 1)}",
         )
 
     @property
@@ -360,11 +328,11 @@ def _parse(part: str) -> BenchRow:
 ALL = parse_rows(
     "cold,load,prefill:128,prefill:512,prefill:2048,prefill:8192,decode:128,decode:2048,decode:8192,"
     "decode:128x2,decode:128x4,decode:128x8,decode:128x16,lookup,memory:128,memory:2048,memory:8192,"
-    "memory:128x4,memory:128x16,product:1,product:2,product:4,product:8,product:16,product:128,product:512"
+    "memory:128x4,memory:128x16"
 )
 """The rows measured without --rows."""
 
-QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,memory:32,product:1,product:8")
+QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,memory:32")
 TRAIN = parse_rows("train:3m,train:30m")
 QUICK_TRAIN = parse_rows("train:tiny")
 """The rows measured with --quick, --train and both."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refdiff import arrays
 from refdiff.bench.inputs import Ids
@@ -30,12 +29,11 @@ SIXTEEN_BITS = ("float16", "bfloat16")
 """Types of matrices on a device. Activations stay in float32."""
 
 WORKING_SET = 2**30
-"""Bytes of weights that the rows `product` and the ceilings read: far more than caches hold."""
+"""Bytes that the ceilings read: far more than caches hold."""
 
 DEVICE_REPEATS = 30
 """Number of runs on a device, of which the fastest counts, since a device takes a while to reach its full clock."""
 
-FloatArray = NDArray[np.float32]
 Measurement = dict[str, Any]
 
 READY: Measurement = {}
@@ -52,7 +50,7 @@ class BenchSettings:
     pairs: number of rounds.
     steps: tokens decoded per measurement.
     lookup_tokens: tokens generated with prompt lookup after the first.
-    min_seconds: how long products and ceilings are repeated.
+    min_seconds: how long the ceilings are repeated.
     pause: seconds before each measurement, until the threads of the previous side have fallen asleep.
     batch, context: number of sequences and of tokens in a training step.
     """
@@ -72,12 +70,11 @@ class BenchSettings:
 
 
 class Side:
-    """A library to measure. A library without the model implements only `bind_weights`."""
+    """A library to measure."""
 
     command: Callable[[str], list[str]]  # arguments for Python to print the first token after a prompt
     open: Callable[[str], None]  # open the checkpoint in this folder, and set `itemsize`
     generate: Callable[..., Ids]  # (ids (B, T), streamer, max_new_tokens=N, …) → the new tokens (B, N)
-    bind_weights: Callable[[list[FloatArray], FloatArray], Callable[[], Any]]  # → x weightᵀ for each weight
     trainer: Callable[[str, Ids], Callable[[], float]]  # → one step on (B, T), returns the loss before it
 
     clock: Callable[[], float] = staticmethod(time.perf_counter)
@@ -118,19 +115,6 @@ class Side:
         result = work()
         self.wait()
         return self.clock() - started, result
-
-    def time_repeated(self, work: Callable[[], Any], min_seconds: float) -> tuple[float, Any]:
-        """Repeat `work` for at least `min_seconds`; return the mean seconds of a call, and the last result."""
-
-        def repeat() -> tuple[int, Any]:
-            started, count = self.clock(), 0
-            while count == 0 or self.clock() - started < min_seconds:
-                result = work()
-                count += 1
-            return count, result
-
-        seconds, (count, result) = self.time_call(repeat)
-        return seconds / count, result
 
 
 class RefdiffSide(Side):
@@ -176,20 +160,6 @@ class RefdiffSide(Side):
         options |= {"eos_token_id": None, "return_dict_in_generate": False}
         return np.asarray(self.model.generate(ids, streamer=streamer, **options))[:, ids.shape[1] :]
 
-    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        """Return a function that calls `linear` as a model does. For one token, `inference_scope` gets a weight."""
-        from refdiff.backends import backend_for
-
-        backend = backend_for(arrays.namespace(weights[0]), threads=self.settings.threads)
-
-        def multiply() -> Any:
-            with backend.kernels.inference_scope(weights[0] if len(x) == 1 else None):
-                for weight in weights:
-                    result = backend.ops.linear(x, weight)
-            return result
-
-        return multiply
-
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
         """Return a step as in `refdiff train`: loss and gradients, then AdamW."""
         from refdiff.model.weights.names import flatten, nest
@@ -218,59 +188,6 @@ class StoredSide(RefdiffSide):
     weights = "stored"
 
 
-class NumpySide(Side):
-    """`x @ weight.T` in NumPy's BLAS: GEMV for one token, GEMM for more."""
-
-    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        """Return a function that multiplies into one preallocated array, as ONNX Runtime does."""
-        out = np.empty((len(x), len(weights[0])), np.float32)
-
-        def multiply() -> FloatArray:
-            for weight in weights:
-                np.matmul(x, weight.T, out=out)
-            return out
-
-        return multiply
-
-
-class OnnxRuntimeSide(Side):
-    """ONNX Runtime's MatMul on the CPU."""
-
-    def prepare(self) -> None:
-        self._onnx, self._runtime = (require(name, "--against onnxruntime") for name in ("onnx", "onnxruntime"))
-
-    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        """Return a function that runs one session with a MatMul node for each weight and bound input and outputs.
-
-        With a session for each weight, the threads of the previous session would spin while the next one works.
-        """
-        ort, tokens, (outputs, inputs) = self._runtime, len(x), weights[0].shape
-        results = [np.empty((tokens, outputs), np.float32) for _ in weights]
-        names = [f"w{i}" for i in range(len(weights))]
-        self._weights = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weight.T)) for weight in weights]
-        initializers = ", ".join(f'float[{inputs}, {outputs}] {name} = ["location": "memory"]' for name in names)
-        products = ", ".join(f"float[{tokens}, {outputs}] x{name}" for name in names)
-        nodes = " ".join(f"x{name} = MatMul(x, {name})" for name in names)
-        model = self._onnx.parser.parse_model(
-            f'<ir_version: 8, opset_import: ["": 17]> '
-            f"products (float[{tokens}, {inputs}] x) => ({products}) <{initializers}> {{ {nodes} }}"
-        )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.settings.threads, 1
-        options.add_external_initializers(names, self._weights)
-        session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-        binding = session.io_binding()
-        binding.bind_cpu_input("x", x)
-        for name, y in zip(names, results, strict=True):
-            binding.bind_output(f"x{name}", "cpu", 0, np.float32, y.shape, y.ctypes.data)
-
-        def multiply() -> FloatArray:
-            session.run_with_iobinding(binding)
-            return results[-1]  # `results` must stay alive: the binding has only their addresses
-
-        return multiply
-
-
 SCRIPT = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -285,7 +202,7 @@ print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 class TransformersSide(Side):
-    """`transformers.DiffLlamaForCausalLM`, and `torch.nn.functional.linear` for products."""
+    """`transformers.DiffLlamaForCausalLM`."""
 
     def prepare(self) -> None:
         torch, transformers = (require(name, "--against transformers") for name in ("torch", "transformers"))
@@ -320,18 +237,6 @@ class TransformersSide(Side):
         mask = self._torch.ones_like(input_ids)
         tokens = self._model.generate(input_ids, attention_mask=mask, streamer=streamer, **options)
         return np.asarray(tokens[:, ids.shape[1] :].cpu().numpy())
-
-    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        torch = self._torch
-        x_tensor, *tensors = map(torch.from_numpy, (x, *weights))
-
-        def multiply() -> Any:
-            with torch.inference_mode():
-                for weight in tensors:
-                    result = torch.nn.functional.linear(x_tensor, weight)
-                return result.numpy()
-
-        return multiply
 
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
         """Return a step with `torch.optim.AdamW`, with refdiff's hyperparameters and groups for weight decay."""
@@ -422,9 +327,13 @@ class Ceilings(Side):
         return lambda: {"rate": 2 * size**3 / self._fastest_seconds(lambda: multiply(a, b))}
 
     def _mean_seconds(self, work: Callable[[], Any]) -> float:
-        """Return the mean seconds of a call. A first call, which wakes the threads, does not count."""
+        """Return the mean seconds of calls for `min_seconds`. A first call, which wakes the threads, does not count."""
         work()
-        return self.time_repeated(work, self.settings.min_seconds)[0]
+        started, count = self.clock(), 0
+        while count == 0 or self.clock() - started < self.settings.min_seconds:
+            work()
+            count += 1
+        return (self.clock() - started) / count
 
     def _fastest_seconds(self, work: Callable[[], Any]) -> float:
         return min(self.time_call(work)[0] for _ in range(DEVICE_REPEATS))
@@ -434,8 +343,6 @@ SIDES = {
     "refdiff": RefdiffSide,
     "stored": StoredSide,
     "transformers": TransformersSide,
-    "numpy": NumpySide,
-    "onnxruntime": OnnxRuntimeSide,
     "ceilings": Ceilings,
 }
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 LIKE = ("kajuma/DiffLlama-0.3B-handcut", "kajuma/DiffLlama-1B", "tiny")
-PEERS = ("transformers", "onnxruntime", "numpy", "stored")
-PRODUCTS_ONLY = ("onnxruntime", "numpy")
+PEERS = ("transformers", "stored")
 QUICK: dict[str, Any] = {"steps": 4, "lookup_tokens": 20, "min_seconds": 0.0, "pause": 0.0, "batch": 2, "context": 32}
 
 
@@ -58,10 +57,9 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
         "The row lookup copies a prompt by prompt lookup; passes are how often the model ran. "
         "Exit status: 1 where a row failed, or the sides generated different tokens.",
         f"--like is {LIKE[0]} (4.94 GB), {LIKE[1]} (2.78 GB) or {LIKE[2]} (0.5 MB).",
-        f"--against is {', '.join(PEERS)}, and may be given several times. onnxruntime and numpy have products only; "
-        "stored is refdiff with --weights stored.",
-        "--rows: cold, load, lookup, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, product:TOKENS, train:3m, "
-        "train:30m; xN after a number of tokens for N sequences at once, as in decode:128x8.",
+        f"--against is {' or '.join(PEERS)}, or both; stored is refdiff with --weights stored.",
+        "--rows: cold, load, lookup, prefill:TOKENS, decode:CONTEXT, memory:CONTEXT, train:3m, train:30m; "
+        " xN after a number of tokens for N sequences at once, as in decode:128x8.",
         "--dtype float16 and bfloat16 need --backend cupy; tokens may then differ, and are not compared.",
     ]
 
@@ -125,8 +123,7 @@ def _rows(args: argparse.Namespace) -> list[BenchRow]:
         raise UsageError("--train, --rows: got both, expected one of them, such as --rows train:3m")
     if args.rows is None:
         everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
-        chosen = short if args.quick else everything
-        return [row for row in chosen if args.backend != "cupy" or row.name != "product"]
+        return short if args.quick else everything
     try:
         return known.parse_rows(args.rows)
     except ValueError as error:
@@ -139,17 +136,10 @@ def _check_flags(args: argparse.Namespace, rows: list[BenchRow]) -> None:
 
     if args.json is not None:
         check_place("--json", Path(args.json))
-    on_device, kinds, against = args.backend == "cupy", dict.fromkeys(row.name for row in rows), args.against or ()
-    if args.dtype in SIXTEEN_BITS and not on_device:
+    if args.dtype in SIXTEEN_BITS and args.backend != "cupy":
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 with --backend numpy")
-    if args.dtype in SIXTEEN_BITS and "train" in kinds:
+    if args.dtype in SIXTEEN_BITS and any(row.name == "train" for row in rows):
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 for training")
-    if on_device and (kind := next((k for k in kinds if k == "product"), None)):
-        raise UsageError(f"--rows {kind}: is measured on a CPU; leave out --backend cupy")
-    if on_device and (name := next((n for n in against if n in PRODUCTS_ONLY), None)):
-        raise UsageError(f"--against {name}: compares products, on a CPU; with --backend cupy name another")
-    if against and set(against) <= set(PRODUCTS_ONLY) and "product" not in kinds:
-        raise UsageError(f"--against {against[0]}: compares products only; add --rows product:1,product:16")
     if args.model is not None and args.like is not None:
         raise UsageError("-m, --like: got both, expected one of them")
     if args.folder is not None and args.like is None:

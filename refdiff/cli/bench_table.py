@@ -9,15 +9,6 @@ from typing import Any
 from refdiff.cli.terminal import size
 
 _WIDTH = 79
-_NAMES = {
-    "refdiff": "refdiff",
-    "transformers": "transformers",
-    "onnxruntime": "ONNX Runtime",
-    "numpy": "NumPy",
-    "stored": "stored",
-}
-_SHORT = {"transformers": "torch", "onnxruntime": "ORT", "numpy": "NumPy", "stored": "stored"}
-"""Who multiplied, where a product was measured beside both."""
 
 
 def text_lines(report: dict[str, Any]) -> list[str]:
@@ -50,7 +41,7 @@ def markdown_lines(report: dict[str, Any]) -> list[str]:
 def _other_side(report: dict[str, Any]) -> str:
     """Return the name of the other side's column."""
     names = {name for row in report["rows"] for name in row["against"]}
-    return _NAMES[names.pop()] if len(names) == 1 else "the other" if names else ""
+    return names.pop() if len(names) == 1 else "the other" if names else ""
 
 
 def _columns(title: str, ours: str, theirs: str, ratio: str, spread: str) -> str:
@@ -73,7 +64,7 @@ def _rows(row: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
         theirs = _number(row["sides"][name]["rate"]["median"], row["unit"])
         ratio = entry["ratio"]
         spread = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
-        title = row["title"] if len(row["against"]) == 1 else f"{row['title']}, {_SHORT[name]}"
+        title = row["title"] if len(row["against"]) == 1 else f"{row['title']}, {name}"
         cells.append((title, ours, theirs, f"{ratio['median']:.2f}×", spread))
     return cells
 
@@ -81,7 +72,7 @@ def _rows(row: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 def _remarks(row: dict[str, Any]) -> list[str]:
     """Return remarks about a row's numbers: shares of the ceiling, passes through the model."""
     passes = {name: statistics.median(side["passes"]) for name, side in row["sides"].items() if "passes" in side}
-    counted = ", ".join(f"{_NAMES[name]} {number:g}" for name, number in passes.items())
+    counted = ", ".join(f"{name} {number:g}" for name, number in passes.items())
     return ([_share(row)] if row["ceiling"] else []) + ([f"{counted} passes through the model"] if passes else [])
 
 
@@ -89,9 +80,8 @@ def _share(row: dict[str, Any]) -> str:
     """Return the name of the ceiling, and each side's share of it."""
     ceiling = row["ceiling"]
     unit = _rate(ceiling["rates"], ceiling["kind"])
-    names = {**_NAMES, "transformers": "torch"} if row["row"].startswith("product") else _NAMES
-    shares = ", ".join(f"{names[name]} {100 * s['median']:.0f} %" for name, s in ceiling["share"].items())
-    doubt = ", ".join(names[name] for name in ceiling["doubtful"])
+    shares = ", ".join(f"{name} {100 * s['median']:.0f} %" for name, s in ceiling["share"].items())
+    doubt = ", ".join(ceiling["doubtful"])
     most = f" of what can be read ({_rate(ceiling['read'], 'read')})" if "read" in ceiling else ""
     return f"{shares} of {ceiling['kind']} ({unit})" + (f"; DOUBTFUL: {doubt} above 105 %{most}" if doubt else "")
 
@@ -104,7 +94,7 @@ def _rate(rates: list[float], kind: str) -> str:
 def _failures(row: dict[str, Any]) -> list[str]:
     failures = [row["error"]] if row["error"] else []
     failures += [
-        f"not the same as {_NAMES[name]}: {entry['difference']}"
+        f"not the same as {name}: {entry['difference']}"
         for name, entry in row["against"].items()
         if entry["difference"]
     ]
@@ -150,7 +140,7 @@ def _commits(rows: list[dict[str, Any]]) -> str:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    names = {"python": "Python", "numpy": "NumPy", "onnxruntime": "ONNX Runtime", "cupy": "CuPy", "cuda": "CUDA"}
+    names = {"python": "Python", "numpy": "NumPy", "cupy": "CuPy", "cuda": "CUDA"}
     versions = ", ".join(f"{names.get(name, name)} {number}" for name, number in machine["versions"].items())
     memory = f", {machine['memory_bytes'] / 1e9:.0f} GB" if machine["memory_bytes"] else ""
     cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"

@@ -20,13 +20,13 @@ from refdiff.backends import Backend, decoder, overlay
 from refdiff.bench import rows
 from refdiff.bench.inputs import PATTERN, Ids, random_ids
 from refdiff.bench.rows import LOOKUP_PROMPT, Arrivals, parse_rows
-from refdiff.bench.sides import BenchSettings, FloatArray, Side
+from refdiff.bench.sides import BenchSettings, Side
 from refdiff.bench.sizes import TRAINED
 from refdiff.errors import CheckpointError
 
 
 class FakeSide(Side):
-    """A side on a clock of its own: a prompt takes 5 s, each pass 2 s, each product 0.25 s, each training step 3 s.
+    """A side on a clock of its own: a prompt takes 5 s, each pass 2 s, each training step 3 s.
 
     It counts on from the last token.
 
@@ -65,13 +65,6 @@ class FakeSide(Side):
             streamer.put(text[:, start : start + together])
         streamer.end()
         return text
-
-    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        def multiply() -> Any:
-            self.now += 0.25 * len(weights)
-            return x @ weights[-1].T
-
-        return multiply
 
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
         self.did.append(("trainer", ids))
@@ -170,22 +163,6 @@ def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
     monkeypatch.setattr(Arrivals, "put", lambda self, value: (self.end(), self.counts.append(2)))
     with pytest.raises(ValueError, match="got 2 tokens from the first pass"):
         _measured(side, "lookup")
-
-
-def test_products_run_for_at_least_min_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two weights of 0.25 s each: a pass takes 0.5 s, so 1.1 s need three; 1.5 s and the wait are over six products."""
-    monkeypatch.setattr(rows, "WORKING_SET", 2 * 4 * 3 * 5)
-    monkeypatch.setattr(rows, "WEIGHT_SHAPE", (3, 5))
-    answer = _measured(FakeSide(BenchSettings(min_seconds=1.1)), "product:16")
-    assert answer["seconds"] == pytest.approx(2.0 / 6)
-    assert (answer["work"], answer["amount"]) == (4 * 15, 4 * 15 / 1e9), "the weight is read"
-    weight = np.random.default_rng(0).standard_normal((3, 5), np.float32)
-    x = np.random.default_rng(1).standard_normal((16, 5), np.float32)
-    np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1], rtol=1e-5)
-    monkeypatch.setattr(rows, "WORKING_SET", 1)
-    answer = _measured(FakeSide(BenchSettings(min_seconds=0)), "product:17")
-    assert answer["seconds"] == pytest.approx(0.75)
-    assert answer["work"] == 2 * 15 * 17, "and here what is multiplied counts"
 
 
 def test_training_is_three_passes_with_all_logits() -> None:

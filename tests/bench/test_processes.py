@@ -102,28 +102,30 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_that_is_not_installed_is_named(packages: Path) -> None:
-    (packages / "onnx.py").write_text("raise ImportError('not here')\n")
+    (packages / "torch.py").write_text("raise ImportError('not here')\n")
     wanted = pytest.raises(
-        ImportError, match=r"^--against onnxruntime needs the package onnx, .* \(not here\): pip install"
+        ImportError, match=r"^--against transformers needs the package torch, .* \(not here\): pip install"
     )
-    with wanted, child("onnxruntime", BenchRow("load"), BenchSettings()):
+    with wanted, child("transformers", BenchRow("load"), BenchSettings()):
         pass
 
 
 def test_the_last_output_of_a_process_is_reported(packages: Path) -> None:
     last = "sys.stderr.write('noise\\nthe reason\\n'); sys.stderr.flush(); os.abort()"
-    (packages / "onnx.py").write_text(f"import os, sys\nprint('loud')\n{last}\n")
+    (packages / "torch.py").write_text(f"import os, sys\nprint('loud')\n{last}\n")
     how = "its process was killed by signal 6: the reason"
-    with pytest.raises(ChildError, match=f"^onnxruntime: {how}$"), child("onnxruntime", WORK, BenchSettings()):
+    with pytest.raises(ChildError, match=f"^transformers: {how}$"), child("transformers", WORK, BenchSettings()):
         pass
 
 
 @pytest.fixture
 def family(packages: Path) -> Callable[[], list[int]]:
     """Have a side start a command; what is returned names the process of the side, and the command."""
-    (packages / "onnxruntime.py").touch()
-    (packages / "onnx.py").write_text(f"""
+    fakes = "from unittest.mock import Mock\nlogging, DiffLlamaForCausalLM = Mock(), Mock()\n"
+    (packages / "transformers.py").write_text(fakes)
+    (packages / "torch.py").write_text(f"""
 import os, subprocess, sys
+set_num_threads = print
 command = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 open({str(packages / "family")!r}, "w").write(f"{{os.getpid()}} {{command.pid}}")
 """)
@@ -136,7 +138,7 @@ import time
 from refdiff.bench.processes import child
 from refdiff.bench.rows import BenchRow
 from refdiff.bench.sides import BenchSettings
-with child("onnxruntime", BenchRow("load"), BenchSettings()):
+with child("transformers", BenchRow("load"), BenchSettings()):
     print("ready", flush=True)
     time.sleep(60)
 """

@@ -21,8 +21,8 @@ from refdiff.bench.sides import BenchSettings
         ({"loss": 2.0}, {"loss": 2.001}, None),
         ({"loss": 2.0}, {"loss": 2.01}, "loss (0,): 2.0 here and 2.01 there"),
         ({"loss": float("nan")}, {"loss": 2.0}, "loss (0,): nan here and 2.0 there"),
-        ({"sample": [100.0, 0.0]}, {"sample": [100.0, 0.05]}, None),
-        ({"sample": [100.0, 0.0]}, {"sample": [100.0, 0.2]}, "sample (1,): 0.0 here and 0.2 there"),
+        ({"loss": [100.0, 0.0]}, {"loss": [100.0, 0.05]}, None),
+        ({"loss": [100.0, 0.0]}, {"loss": [100.0, 0.2]}, "loss (1,): 0.0 here and 0.2 there"),
     ],
 )
 def test_difference(ours: dict[str, object], theirs: dict[str, object], found: str | None) -> None:

@@ -22,15 +22,15 @@ def test_rows_are_read() -> None:
 def test_parsing_the_spelling_of_a_row_gives_the_row() -> None:
     for row in [*ALL, *QUICK, *TRAIN, *QUICK_TRAIN]:
         assert parse_rows(row.spelled) == [row]
-    rows = parse_rows("decode:128x8,product:1,train:30m")
-    titles = "decode 128, batch 8; product, 1 token; training step, 30m"
+    rows = parse_rows("decode:128x8,train:30m")
+    titles = "decode 128, batch 8; training step, 30m"
     assert "; ".join(row.title for row in rows) == titles
 
 
 def test_every_kind_is_measured_by_default() -> None:
     assert {row.name for row in [*ALL, *TRAIN]} == set(KINDS)
     assert {row.name for row in [*QUICK, *QUICK_TRAIN]} == set(KINDS)
-    assert {name for name, kind in KINDS.items() if not kind.needs_model} == {"product", "train"}
+    assert {name for name, kind in KINDS.items() if not kind.needs_model} == {"train"}
 
 
 @pytest.mark.parametrize(
@@ -42,16 +42,9 @@ def test_every_kind_is_measured_by_default() -> None:
         ("prefill:2000000", "prefill:TOKENS[xN]"),
         ("decode:4x0", "decode:TOKENS[xN]"),
         ("load:", "load"),
-        ("product:4x2", "product:TOKENS, as in product:128"),
         ("train:5", "train:MODEL; MODEL is tiny or 3m or 30m"),
     ],
 )
 def test_errors(text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"got {text!r}, expected {expected}")):
         parse_rows(f"cold,{text}")
-
-
-def test_a_product_is_counted_by_what_it_costs() -> None:
-    small, large = parse_rows("product:16,product:17")
-    assert (small.kind.unit, small.kind.ceiling) == ("GB/s", "gemv")
-    assert (large.kind.unit, large.kind.ceiling) == ("GFLOP/s", "sgemm")

@@ -43,7 +43,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-SETTINGS = BenchSettings("somewhere", against=("transformers", "numpy"), pairs=2, pause=0)
+SETTINGS = BenchSettings("somewhere", against=("transformers", "stored"), pairs=2, pause=0)
 
 
 def _measure(spelled: str) -> list[dict[str, Any]]:
@@ -53,10 +53,10 @@ def _measure(spelled: str) -> list[dict[str, Any]]:
 
 def test_sides_take_turns_with_the_ceilings(log: Log) -> None:
     (found,) = _measure("decode:9x2")
-    a, b, c = "refdiff", "transformers", "ceilings"
-    assert [name for name, what in log if what == "starts"] == [a, b, c]
-    assert [name for name, what in log if what == "measures"] == [c, a, b, c, b, a, c]
-    assert [what for _, what in log[-3:]] == ["ends"] * 3
+    a, b, s, c = "refdiff", "transformers", "stored", "ceilings"
+    assert [name for name, what in log if what == "starts"] == [a, b, s, c]
+    assert [name for name, what in log if what == "measures"] == [c, a, b, s, c, s, b, a, c]
+    assert [what for _, what in log[-4:]] == ["ends"] * 4
     assert found["sides"][a]["rate"]["median"] == 6 / 2.0
     assert found["ceiling"]["rates"] == [1e9] * 2
 
@@ -67,7 +67,7 @@ def test_some_rows_have_a_new_process_each_time(row: str, count: int, log: Log) 
     ours = [what for name, what in log if name == "refdiff"]
     assert ours == ["starts", "measures", "ends"] * count
     assert found["sides"]["refdiff"]["rate"]["median"] > 0
-    assert set(found["against"]) == {"transformers"}
+    assert set(found["against"]) == {"transformers", "stored"}
 
 
 @pytest.mark.usefixtures("log")
@@ -84,7 +84,7 @@ def test_a_row_that_fails_does_not_end_the_others(log: Log) -> None:
     wrong, other = runner.run(
         parse_rows("prefill:4,load"), SETTINGS, lambda row, side: turns.append(f"{row.name}: {side}")
     )
-    assert log[:6] == [(name, what) for name in ("refdiff", "transformers", "numpy") for what in ("starts", "ends")]
+    assert log[:6] == [(name, what) for name in ("refdiff", "transformers", "stored") for what in ("starts", "ends")]
     assert wrong["error"] == "the process is gone"
     assert turns[:3] == ["prefill: starting", "load: starting", "load: refdiff"]
     assert not report.failed(other)

@@ -11,7 +11,7 @@ import pytest
 
 import refdiff
 from refdiff.bench.rows import BenchRow
-from refdiff.bench.sides import BenchSettings, OnnxRuntimeSide, TransformersSide, make_side
+from refdiff.bench.sides import BenchSettings, TransformersSide, make_side
 
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
@@ -35,17 +35,12 @@ def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
         make_side("refdiff", BenchSettings(str(tiny_checkpoint), 1, "bfloat16")).open(str(tiny_checkpoint))
 
 
-@pytest.mark.parametrize(
-    ("side", "needed"),
-    [(OnnxRuntimeSide, ("onnx", "onnxruntime")), (TransformersSide, ("torch", "transformers"))],
-)
-def test_a_missing_package_is_named_in_one_sentence(
-    side: Any, needed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ("torch", "transformers")
     for missing in needed:
         for name in needed:
             monkeypatch.setitem(sys.modules, name, None if name == missing else sys)
         problem = rf"needs the package {missing}, which cannot be imported \(.+\)"
         said = rf"^--against {needed[1]} {problem}: pip install {missing}$"
         with pytest.raises(ImportError, match=said):
-            side(BenchSettings()).prepare()
+            TransformersSide(BenchSettings()).prepare()

@@ -69,8 +69,8 @@ def test_like_writes_a_checkpoint_once(calls: Calls, here: Path, cli: Cli) -> No
         assert done.err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
     assert cli("bench", "--rows", "load", "-q").status == 0
     assert calls[-1][1].folder not in (None, str(here / "kept"))
-    assert cli("bench", "--like", "tiny", "--folder", "new", "--rows", "product:1", "-q").status == 0
-    assert calls[-1][1].folder is None, "products need no checkpoint"
+    assert cli("bench", "--like", "tiny", "--folder", "new", "--rows", "train:tiny", "-q").status == 0
+    assert calls[-1][1].folder is None, "training makes its own"
     assert not (here / "new").exists()
 
 

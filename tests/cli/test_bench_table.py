@@ -25,11 +25,11 @@ def row(name: str, title: str, unit: str, sides: dict[str, tuple[float, float]],
 
 def report(**changes: Any) -> dict[str, Any]:
     """What a run of two rows, one of them beside two others, writes as JSON."""
-    sides = {"refdiff": (0.5, 20.0), "transformers": (1.0, 10.0), "onnxruntime": (0.25, 40.0)}
-    ratios = {"transformers": (2.0, 1.5, 2.5), "onnxruntime": (0.5, 0.5, 0.5)}
-    product = row("product:8", "product, 8 tokens", "GB/s", sides, **ratios)
+    sides = {"refdiff": (0.5, 20.0), "transformers": (1.0, 10.0), "stored": (0.25, 40.0)}
+    ratios = {"transformers": (2.0, 1.5, 2.5), "stored": (0.5, 0.5, 0.5)}
+    decode = row("decode:128", "decode 128", "tok/s", sides, **ratios)
     share = {"refdiff": {"median": 0.8, "low": 0.7, "high": 0.9}}
-    product["ceiling"] = {"kind": "gemv", "rates": [25e9, 25e9], "share": share, "doubtful": []}
+    decode["ceiling"] = {"kind": "gemv", "rates": [25e9, 25e9], "share": share, "doubtful": []}
     sides = {"refdiff": (0.5, 0.5), "transformers": (4.0, 4.0)}
     cold = row("cold", "start to first token", "s", sides, transformers=(8.0, 7.0, 9.0))
     return {
@@ -51,7 +51,7 @@ def report(**changes: Any) -> dict[str, Any]:
             "looked_up_tokens": 20,
             "training_batch": [16, 256],
         },
-        "rows": [cold, product],
+        "rows": [cold, decode],
         **changes,
     }
 
@@ -60,8 +60,8 @@ def test_lines_of_80_columns() -> None:
     assert text_lines(report()) == [
         "                                  refdiff     the other    ratio        spread",
         "start to first token               0.50 s        4.00 s    8.00×     7.00–9.00",
-        "product, 8 tokens, torch        20.0 GB/s     10.0 GB/s    2.00×     1.50–2.50",
-        "product, 8 tokens, ORT          20.0 GB/s     40.0 GB/s    0.50×     0.50–0.50",
+        "decode 128, transformers       20.0 tok/s    10.0 tok/s    2.00×     1.50–2.50",
+        "decode 128, stored             20.0 tok/s    40.0 tok/s    0.50×     0.50–0.50",
         "  refdiff 80 % of gemv (25.0 GB/s)",
         "",
         "small, 1,234,567 parameters, float32, median of 2 interleaved pairs. A",
@@ -75,19 +75,19 @@ def test_markdown() -> None:
         "| | refdiff | the other | ratio (spread) | share of the ceiling |",
         "|---|---|---|---|---|",
         "| start to first token | 0.50 s | 4.00 s | **8.00×** (7.00–9.00) | |",
-        "| product, 8 tokens, torch | 20.0 GB/s | 10.0 GB/s | **2.00×** (1.50–2.50) "
+        "| decode 128, transformers | 20.0 tok/s | 10.0 tok/s | **2.00×** (1.50–2.50) "
         "| refdiff 80 % of gemv (25.0 GB/s) |",
-        "| product, 8 tokens, ORT | 20.0 GB/s | 40.0 GB/s | **0.50×** (0.50–0.50) | |",
+        "| decode 128, stored | 20.0 tok/s | 40.0 tok/s | **0.50×** (0.50–0.50) | |",
     ]
 
 
 def test_failures_are_said_under_their_row() -> None:
-    cold, product = report()["rows"]
-    failed = {**product, "sides": {}, "against": {}, "ceiling": None, "error": "a long reason, " * 10}
+    cold, decode = report()["rows"]
+    failed = {**decode, "sides": {}, "against": {}, "ceiling": None, "error": "a long reason, " * 10}
     cold["against"]["transformers"]["difference"] = "token 3 of row 0 is 5 here and 6 there"
     said = "FAILED: not the same as transformers: token 3 of row 0 is 5 here and 6 there"
     lines = text_lines(report(rows=[cold, failed]))
-    assert lines[2:4] == [f"  {said}", "product, 8 tokens                  failed"]
+    assert lines[2:4] == [f"  {said}", "decode 128                         failed"]
     assert lines[4].startswith("  FAILED: a long reason, a long")
     assert max(map(len, lines)) < 80
     assert markdown_lines(report(rows=[cold]))[2].endswith(f"| {said} |")
