@@ -55,19 +55,6 @@ def _is_array(x: Any) -> bool:
     return len(getattr(x, "shape", ())) > 0 or (hasattr(x, "__dlpack__") and not hasattr(x, "shape"))
 
 
-def require_out(found: Any, wanted_by: str) -> NDArray[Any]:
-    """Return `out` from what a kernel returned, an array or a mapping, as `read_output` does.
-
-    Raises:
-        ValueError: a mapping has no `out`; or as `read_output`.
-        TypeError: as `read_output`.
-    """
-    if isinstance(found, Mapping) and "out" not in found:
-        names = ", ".join(map(str, found)) or "nothing"
-        raise ValueError(f"the outputs lack 'out', which {wanted_by} needs: they hold {names}; give out too")
-    return read_output(found["out"] if isinstance(found, Mapping) else found)
-
-
 def collect_outputs(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
     """Return the outputs of a kernel: `actual` itself or, if that is a function, what it returns for these inputs.
 

@@ -6,7 +6,7 @@ import importlib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -192,31 +192,7 @@ DIAGNOSIS_LINES = 12
 """Lines of a diagnosis that are shown, its answer and the nearest candidate; also the most lines of an exception."""
 
 
-def is_small(case: Case) -> bool:
-    """Whether the inputs are small enough for a diagnosis."""
-    return sum(x.size for x in case.inputs.values()) <= THRESHOLDS.diagnosed_numbers
-
-
-def is_diagnosable(case: Case, found: Outcome) -> bool:
-    """Whether a case failed with outputs, and its inputs are small enough for a diagnosis."""
-    return found.wrong is not None and is_small(case)
-
-
-def report_title(case: Case, found: Outcome, before: Iterable[tuple[Case, Outcome]]) -> str:
-    """Return the title of a case's report, or "" if it gets none.
-
-    The first failing case gets a report, and so does the first failing case that can be diagnosed.
-    """
-    failed = [(other, outcome) for other, outcome in before if outcome.status == "fail"]
-    if found.status == "fail" and not failed:
-        return "The first case that fails"
-    is_first = is_diagnosable(case, found) and not any(is_diagnosable(*one) for one in failed)
-    return "The first failing case that is small enough for a diagnosis" if is_first else ""
-
-
-def report(
-    case: Case, spec: str, recipe: Recipe, found: Outcome | None = None, title: str = "The first case that fails"
-) -> str:
+def report(case: Case, spec: str, recipe: Recipe, found: Outcome | None = None) -> str:
     """Return the lines of Python that reproduce a case, and the diagnosis of its outputs (single deviations only).
 
     Args:
@@ -226,7 +202,7 @@ def report(
     """
     replaced = case.name.endswith(f"-d{case.spec.head_dim}")
     lines = (
-        f"{title}; to have it in Python:",
+        "The first case that fails; to have it in Python:",
         "  from refdiff import oracle",
         "  from refdiff.oracle.inputs.resolve import resolve_spec",
         f"  spec = resolve_spec({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if replaced else ""),
@@ -240,7 +216,7 @@ def report(
 def _diagnosis(case: Case, recipe: Recipe, out: Any) -> str:
     from refdiff.oracle.diagnosis import diagnose
 
-    if not is_small(case):
+    if sum(x.size for x in case.inputs.values()) > THRESHOLDS.diagnosed_numbers:
         with_dout = ", dout=case.dout" if any(name.startswith("d") for name in out) else ""
         call = f"oracle.diagnose(kernel, spec, case.inputs, recipe={recipe.name!r}{with_dout})"
         return f"diagnosis: not run (inputs too large); {call}"
