@@ -11,6 +11,7 @@ from refdiff.oracle import Spec, truth
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS
 from refdiff.oracle.spec.presets import PRESETS
 from tests.oracle.example_inputs import draw, small
+from tests.oracle.truth.by_digits import CHOICES
 
 Inputs = dict[str, Any]
 
@@ -46,39 +47,7 @@ def test_presets(name: str, layer: bool) -> None:
     check_gradients(spec, draw(spec, layer=layer))
 
 
-CHANGES: list[tuple[str, dict[str, Any]]] = [
-    ("hf_diffllama", {"norm_over": "half_head"}),
-    ("ms_v1", {"norm_over": "all_heads"}),
-    ("ms_v1", {"norm": "none", "norm_weight": False, "out_scale": "none"}),
-    ("hf_diffllama", {"out_scale": "1 - lambda"}),
-    ("hf_diffllama", {"out_scale": "lambda_init", "lambda_base": "constant", "lambda_init": 0.6}),
-    ("hf_diffllama", {"softcap": 1.5, "scale": 0.7}),
-    (
-        "hf_diffllama",
-        {"partial_rotary_factor": 0.7, "rotary_at": "last", "rope_parameters": {"frequencies": [0.7, 0.2]}},
-    ),
-    ("ms_v1", {"partial_rotary_factor": 0.7, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
-    ("hf_diffllama", {"causal": "top_left", "group_order": "tiled"}),
-    ("hf_diffllama", {"values": "interleaved", "lambda_form": "given"}),
-    ("gda", {"pairing": "halves", "lambda_form": "sigmoid", "norm": "none", "norm_weight": False}),
-    ("diff_v2", {"norm": "rms", "out_scale": "1 - lambda"}),
-    ("hf_diffllama", {"qk_norm": "rms", "qk_norm_weight": True}),
-    ("ms_v1", {"qk_norm": "layer", "qk_norm_weight": True, "qk_norm_at": "after_rope", "qk_norm_eps": 0.1}),
-    ("hf_diffllama", {"norm": "layer", "norm_weight": True, "norm_bias": True}),
-    ("ms_v1", {"norm": "layer", "norm_bias": True, "norm_per_head": True, "norm_over": "all_heads"}),
-    ("hf_diffllama", {"norm": "layer", "norm_over": "half_head"}),
-    ("hf_diffllama", {"lambda_per_head": True, "out_scale": "1 - lambda"}),
-    ("ms_v1", {"gate": "sigmoid", "out_scale": "1 - lambda"}),
-    ("diff_v2", {"gate": "silu"}),
-    ("hf_diffllama", {"v_head_dim": 5}),
-    ("hf_diffllama", {"sinks": True, "window": 4}),
-    ("diff_v2", {"sinks": True, "softcap": 1.5}),
-    ("attention", {"v_head_dim": 4, "rope": "halves", "window": 3, "softcap": 1.5}),
-    ("attention", {"norm": "rms", "norm_weight": True, "masked_rows": "uniform"}),
-]
-
-
-@pytest.mark.parametrize(("name", "changes"), CHANGES, ids=lambda x: str(x))
+@pytest.mark.parametrize(("name", "changes"), CHOICES, ids=str)
 def test_every_other_choice(name: str, changes: dict[str, Any]) -> None:
     spec = small(name, **changes)
     check_gradients(spec, draw(spec, seed=1))

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.backends import ops_for
 from refdiff.oracle import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
-from refdiff.oracle.truth.forward import (
-    forward,
-    project,
-    project_output,
-)
+from refdiff.oracle.truth.forward import forward
 from tests.oracle.example_inputs import draw, small
 
-OPS = ops_for()
 
-
-def test_out_scale_multiplies_normed_heads() -> None:
-    spec = small("ms_v1")
-    inputs = draw(spec)
-    start = 0.8 - 0.6 * np.exp(-0.6)
-    one, two = (np.exp(inputs[f"lambda_q{n}"] @ inputs[f"lambda_k{n}"]) for n in "12")
-    factors = {"1 - lambda_init": 1 - start, "lambda_init": start, "none": 1.0, "1 - lambda": 1 - (one - two + start)}
-    plain = forward(spec.replace(out_scale="none"), inputs)
-    for word, factor in factors.items():
-        assert np.allclose(forward(spec.replace(out_scale=word), inputs), factor * plain, rtol=1e-13)
-
-
-def test_a_layer_is_its_projections_around_the_core() -> None:
-    spec = small("hf_diffllama")
+@pytest.mark.parametrize(
+    "spec", [small("hf_diffllama"), small("diff_v2", gate="silu")], ids=lambda spec: spec.lambda_form
+)
+def test_a_layer_is_its_projections_around_the_core(spec: Spec) -> None:
     inputs = draw(spec, layer=True)
-    core = project(spec, inputs, OPS)
-    q = inputs["x"] @ inputs["q_proj.weight"].T
-    assert np.array_equal(core["q"][:, 3], q[..., 18:24])
-    out = forward(spec, core)
-    by_hand = np.concatenate([out[:, i] for i in range(6)], axis=-1) @ inputs["o_proj.weight"].T
-    assert np.allclose(project_output(out, inputs, OPS), by_hand, rtol=1e-13)
-    assert np.allclose(forward(spec, inputs), by_hand, rtol=1e-13)
+    core = {name: x for name, x in inputs.items() if name != "x" and "_proj" not in name}
+    for name in ("q", "k", "v", "gate"):
+        if f"{name}_proj.weight" in inputs:
+            width = {"v": spec.value_dim, "gate": spec.out_dim}.get(name, spec.head_dim)
+            rows = inputs["x"] @ inputs[f"{name}_proj.weight"].T
+            core["gate_logits" if name == "gate" else name] = np.swapaxes(rows.reshape(2, 5, -1, width), 1, 2)
+    if "lambda_proj.weight" in inputs:
+        core["lambda_logits"] = inputs["x"] @ inputs["lambda_proj.weight"].T
+    heads = np.swapaxes(forward(spec, core), 1, 2).reshape(2, 5, -1)
+    assert np.allclose(forward(spec, inputs), heads @ inputs["o_proj.weight"].T, rtol=1e-12, atol=1e-13)
 
 
 def test_by_hand() -> None:

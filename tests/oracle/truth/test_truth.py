@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import ml_dtypes
-import mpmath
 import numpy as np
 import pytest
 
@@ -16,89 +15,44 @@ from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw as draw_values
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth import forward
-from refdiff.oracle.truth.attention_operands import head_indices, value_heads
 from tests.oracle.example_inputs import cut_out, draw, small
+from tests.oracle.truth.by_digits import CHOICES, attention
 
-Digits = mpmath.mp.clone()
-Digits.dps = 50
-
-
-def turned(spec: Spec, x: np.ndarray, position: int) -> list[Any]:
-    """RoPE of one head's row, with fifty digits."""
-    row = [Digits.mpf(float(a)) for a in x]
-    if spec.rope == "none":
-        return row
-    d, out = spec.rotary_dim, list(row)
-    first = spec.head_dim - d if spec.rotary_at == "last" else 0
-    for i in range(d // 2):
-        angle = position * Digits.power(Digits.mpf(spec.rope_theta), Digits.mpf(-2 * i) / d)
-        a, b = (first + n for n in ((2 * i, 2 * i + 1) if spec.rope == "interleaved" else (i, i + d // 2)))
-        c, s = Digits.cos(angle), Digits.sin(angle)
-        out[a], out[b] = row[a] * c - row[b] * s, row[b] * c + row[a] * s
-    return out
+VALUES = ["discriminating", "cancellation", "tiny_values", "extreme"]
 
 
-def row_by_digits(
-    spec: Spec, inputs: dict[str, np.ndarray], b: int, i: int, t: int
-) -> tuple[list[Any], list[Any], Any]:
-    """Output row, both log-sum-exps and λ of batch b, head i, query t of a causal core."""
-    w, S, T = head_indices(spec), inputs["k"].shape[2], inputs["q"].shape[2]
-    keys = range(t + S - T + 1) if spec.causal == "bottom_right" else range(S)
-    start = spec.layer - (spec.lambda_base == "depth - 1")
-    init = Digits.mpf("0.8") - Digits.mpf("0.6") * Digits.exp(-Digits.mpf("0.3") * start)
-    if spec.lambda_form == "sigmoid":
-        lam = 1 / (1 + Digits.exp(-Digits.mpf(float(inputs["lambda_logits"][b, t, i]))))
-    elif spec.is_plain:
-        lam = Digits.mpf(0)
-    else:
-        q1, k1, q2, k2 = (
-            [Digits.mpf(float(a)) for a in inputs[n]] for n in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-        )
-        lam = Digits.exp(Digits.fdot(q1, k1)) - Digits.exp(Digits.fdot(q2, k2)) + init
-    weights, sums = [], []
-    for q, k in ((w.q1[i], w.k1[i]), (w.q2[i], w.k2[i])):
-        query = turned(spec, inputs["q"][b, q, t], t + S - T)
-        z = [Digits.fdot(query, turned(spec, inputs["k"][b, k, s], s)) / Digits.sqrt(spec.head_dim) for s in keys]
-        top = max(z)
-        total = Digits.fsum(Digits.exp(x - top) for x in z)
-        weights.append([Digits.exp(x - top) / total for x in z])
-        sums.append(top + Digits.log(total))
-    values = np.concatenate([inputs["v"][b, part[w.v[i]]] for part in value_heads(spec)], axis=-1)
-    p = [a - lam * c for a, c in zip(*weights, strict=True)]
-    out = [Digits.fdot(p, [Digits.mpf(float(values[s, j])) for s in keys]) for j in range(spec.out_dim)]
-    if spec.norm == "rms":
-        r = Digits.sqrt(Digits.fsum(x * x for x in out) / len(out) + Digits.mpf(spec.norm_eps))
-        weight = inputs.get("norm_weight", np.ones(len(out)))
-        out = [(1 - init) * x / r * Digits.mpf(float(g)) for x, g in zip(out, weight, strict=True)]
-    if spec.gate == "sigmoid":
-        gates = inputs["gate_logits"][b, i, t]
-        out = [x / (1 + Digits.exp(-Digits.mpf(float(g)))) for x, g in zip(out, gates, strict=True)]
-    return out, sums, lam
+def errors(spec: Spec, inputs: dict[str, np.ndarray], b: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """How far the truth is off by fifty digits in sequence b, and these digits, by tensor."""
+    found = truth(spec, inputs, want=("out", *spec.lse_names, "diff", *(() if spec.is_plain else ("lambda_full",))))
+    exact = attention(spec, {name: x.astype(np.float64) for name, x in inputs.items()}, b)
+    off = {}
+    for name, y in exact.items():
+        if (x := getattr(found, name)) is not None:
+            off[name] = np.abs((x if x.ndim == 0 else x[b]) - y).astype(np.float64)
+    return off, {name: y.astype(np.float64) for name, y in exact.items()}
 
 
-@pytest.mark.parametrize("values", ["discriminating", "cancellation", "tiny_values", "extreme"])
+@pytest.mark.parametrize(("name", "fields"), CHOICES, ids=str)
+def test_every_other_choice_agrees_with_fifty_digits(name: str, fields: dict[str, Any]) -> None:
+    spec = small(name, **fields)
+    off, _ = errors(spec, draw(spec, 1, T=3, S=5), 1)
+    assert max(x.max() for x in off.values()) < 1e-14, off
+
+
+@pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("name", PRESETS)
-def test_agrees_with_fifty_digits(name: str, values: str) -> None:
+def test_presets_agree_with_fifty_digits(name: str, values: str) -> None:
     """Where maps cancel, an error of 1e-16 in a weight is larger in the normed row: by how much, is what is allowed."""
     spec = small_spec(name).replace(head_dim=6)
     inputs = draw_values(spec, Structure(2, 5, 7), values, 3, "bfloat16")
-    found = truth(spec, inputs, want=("out", *spec.lse_names, "diff", *(() if spec.is_plain else ("lambda_full",))))
-    exact = {name: x.astype(np.float64) for name, x in inputs.items()}
-    rng = np.random.default_rng(1)
-    for b, i, t in ((0, 0, 0), (1, spec.heads - 1, 4), *(tuple(rng.integers(0, (2, spec.heads, 5))) for _ in range(2))):
-        out, sums, lam = row_by_digits(spec, exact, b, i, t)
-        size = float(np.sqrt(np.mean(exact["v"] ** 2)))
-        left = float(np.sqrt(np.mean(found.diff[b, i, t] ** 2) + spec.norm_eps)) if spec.norm == "rms" else size
-        scale = max(1.0, max(abs(float(s)) for s in sums))
-        condition = max(1.0, size / left) * scale
-        largest = max(abs(float(x)) for x in out)
-        assert np.abs(found.out[b, i, t] - np.asarray([float(x) for x in out])).max() <= 2e-14 * condition * largest
-        for name, expected in zip(spec.lse_names, sums, strict=False):
-            assert abs(float(getattr(found, name)[b, i, t]) - float(expected)) <= 1e-14 * scale
-        if spec.is_plain:
-            continue
-        of_row = found.lambda_full if found.lambda_full.ndim == 0 else found.lambda_full[b, i, t]
-        assert abs(float(of_row) - float(lam)) <= 1e-15 * 4
+    off, exact = errors(spec, inputs, 1)
+    sums = np.maximum(1.0, np.max([np.abs(exact[n]) for n in spec.lse_names], axis=0))
+    size = float(np.sqrt(np.mean(inputs["v"].astype(np.float64) ** 2)))
+    left = np.sqrt(np.mean(exact["diff"] ** 2, axis=-1) + spec.norm_eps) if spec.norm == "rms" else size
+    largest = np.maximum(1.0, size / left) * sums * np.abs(exact["out"]).max(axis=-1)
+    assert np.all(off["out"].max(axis=-1) <= 2e-14 * largest)
+    assert all(np.all(off[n] <= 1e-14 * sums) for n in spec.lse_names)
+    assert spec.is_plain or off["lambda_full"].max() <= 4e-15
 
 
 @pytest.mark.parametrize("name", PRESETS)
