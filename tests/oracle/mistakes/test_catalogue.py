@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import pytest
 
 from refdiff import layers
 from refdiff.backends import ops_for, overlay
 from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE, LINKS, wrap
-from refdiff.oracle.mistakes.catalogue import Call, Mistake
+from refdiff.oracle.mistakes.catalogue import Mistake
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.mistakes.kernel import ops_with
 from refdiff.oracle.mistakes.listed import EVERY
@@ -43,17 +40,6 @@ def test_every_link_is_that_of_a_mistake() -> None:
     made = {m.row for m in (*CATALOGUE, *EVERY) if m.row}
     assert made == set(LINKS)
     assert all(link.startswith("https://") for link in LINKS.values())
-
-
-def test_a_call_has_its_arguments_by_name() -> None:
-    seen: list[tuple[Any, ...]] = []
-    call = Call(lambda *args, **options: seen.append((args, options)), "rope", (1, 2), {"sin": 3})
-    assert (call.x, call.sin, call.interleaved, set(call.given)) == (1, 3, False, {"x", "cos", "sin"})
-    call(x=4, interleaved=True)
-    call()
-    assert seen == [((4, 2, 3), {"interleaved": True}), ((1, 2, 3), {})]
-    with pytest.raises(AttributeError, match="no argument 'sine'"):
-        _ = call.sine
 
 
 def test_every_mistake_in_a_derivative_changes_gradients_of_some_preset() -> None:

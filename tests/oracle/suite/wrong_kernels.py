@@ -45,7 +45,6 @@ heads_of_96 = _wrong(lambda s, x: s.head_dim == 96)
 left_padded_queries = _wrong(
     lambda s, x: "key_mask" in x and _sizes(x)[1] == _sizes(x)[2] and not np.all(x["key_mask"][:, 0])
 )
-tables_of_288 = _wrong(lambda s, x: int(np.max(x.get("q_positions", 0), initial=0)) >= 288)
 tables_of_512 = _wrong(lambda s, x: int(np.max(x.get("q_positions", 0), initial=0)) >= 512)
 strided = _wrong(lambda s, x: "q" in x and not x["q"].flags.c_contiguous)
 
@@ -80,17 +79,7 @@ def _lambda_cut(low: float, high: float) -> Callable[[Spec, Inputs], Any]:
     return kernel
 
 
-lambda_at_least_0, lambda_at_least_03, lambda_at_most_3 = (
-    _lambda_cut(*ends) for ends in ((0.0, 9.0), (0.3, 9.0), (-9.0, 3.0))
-)
-
-
-def loses_key_256(spec: Spec, inputs: Inputs) -> Any:
-    """The first key of the third block of 128, in decoding."""
-    _, T, S = _sizes(inputs)
-    if T != 1 or S <= 256 or "mask" in inputs:
-        return right(spec, inputs)
-    return right(spec, {**inputs, "mask": (np.arange(S) != 256)[None, None, None]})
+lambda_at_least_0, lambda_at_most_3 = (_lambda_cut(*ends) for ends in ((0.0, 9.0), (-9.0, 3.0)))
 
 
 def _hidden(inputs: Inputs, tile: int, keys: Callable[[Any, Any, int], Any]) -> Inputs:
