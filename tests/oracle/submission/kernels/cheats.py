@@ -36,26 +36,6 @@ def cached_by_pointer(spec, inputs):
     return STATE.by_pointer[where].copy()
 
 
-def cached_by_object(spec, inputs):
-    which = tuple(map(id, inputs.values()))
-    if which not in STATE.by_object:
-        STATE.by_object[which] = honest(spec, inputs)
-    return STATE.by_object[which].copy()
-
-
-def aliased_output(spec, inputs):
-    out = honest(spec, inputs)
-    buffer = STATE.buffers.setdefault(out.shape, np.empty_like(out))
-    buffer[...] = out
-    return buffer
-
-
-def alias_of_an_input(spec, inputs):
-    out = honest(spec, inputs)
-    inputs["q"][...] = out.reshape(inputs["q"].shape)
-    return inputs["q"].reshape(out.shape)
-
-
 def view_of_an_input(spec, inputs):
     out = honest(spec, inputs)
     return inputs["q"].reshape(out.shape)
@@ -125,16 +105,6 @@ def reads_the_source_of_the_reference(spec, inputs):
     return honest(spec, inputs)
 
 
-def source_of_the_reference():
-    return next(source for entry in sys.path if (source := Path(entry, "refdiff")).is_dir())
-
-
-def reads_from_an_open_folder(spec, inputs):
-    folder = os.open(source_of_the_reference(), os.O_RDONLY)
-    os.close(os.open("oracle/truth/forward.py", os.O_RDONLY, dir_fd=folder))
-    return honest(spec, inputs)
-
-
 def takes_the_hook_away(spec, inputs):
     for x in gc.get_objects():
         if getattr(x, "__qualname__", "") == "refuse_refdiff":
@@ -160,26 +130,6 @@ def patches_the_timer(spec, inputs):
     return honest(spec, inputs)
 
 
-def patches_the_import_system(spec, inputs):
-    class Fake:
-        def find_spec(self, name, path=None, target=None):
-            sys.modules[name] = SimpleNamespace(check=lambda *_, **__: True)
-
-    sys.meta_path.insert(0, Fake())
-    sys.modules["refdiff"] = SimpleNamespace(oracle=Fake())
-    return zeros(spec, inputs)
-
-
-def walks_the_stack(spec, inputs):
-    out, frame = zeros(spec, inputs), sys._getframe()
-    while frame is not None:
-        for x in [*frame.f_locals.values(), *frame.f_globals.values()]:
-            if isinstance(x, np.ndarray) and x.shape == out.shape and x is not out:
-                return x.astype(out.dtype)
-        frame = frame.f_back
-    return out
-
-
 def searches_the_heap(spec, inputs):
     out = zeros(spec, inputs)
     for x in gc.get_objects():
@@ -187,11 +137,6 @@ def searches_the_heap(spec, inputs):
             if type(y) is np.ndarray and y.shape == out.shape and y is not out:
                 return y.astype(out.dtype)
     return out
-
-
-def reads_the_memory_of_the_judge(spec, inputs):
-    Path(f"/proc/{os.getppid()}/mem").open("rb").close()
-    return honest(spec, inputs)
 
 
 def exits_with_status_0(spec, inputs):
@@ -306,18 +251,8 @@ def called(name, *args):
     return result
 
 
-def limits_the_judge(spec, inputs):
-    resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))
-    return honest(spec, inputs)
-
-
 def limits_the_files_of_the_judge(spec, inputs):
     called("prlimit", os.getppid(), resource.RLIMIT_NOFILE, (ctypes.c_ulong * 2)(3, 3), None)
-    return honest(spec, inputs)
-
-
-def slows_the_judge(spec, inputs):
-    os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
     return honest(spec, inputs)
 
 
@@ -328,22 +263,6 @@ def slows_all_of_the_user(spec, inputs):
 
 def pins_the_judge(spec, inputs):
     os.sched_setaffinity(os.getppid(), {min(os.sched_getaffinity(0))})
-    return honest(spec, inputs)
-
-
-def kills_the_judge_without_python(spec, inputs):
-    called("kill", os.getppid(), 9)
-    return honest(spec, inputs)
-
-
-def forks_without_python(spec, inputs):
-    if called("fork") == 0:
-        os._exit(0)
-    return honest(spec, inputs)
-
-
-def sends_a_datagram(spec, inputs):
-    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"secret", ("192.0.2.1", 9))
     return honest(spec, inputs)
 
 
@@ -386,13 +305,6 @@ def shared_memory(spec, inputs):
     eaten = [mmap.mmap(-1, 2**26) for _ in range(20)]
     for x in eaten:
         x.write(b"1" * 2**26)
-        time.sleep(0.02)
-    return honest(spec, inputs)
-
-
-def files_in_shared_memory(spec, inputs):
-    for n in range(20):
-        Path(f"/dev/shm/refdiff-{n}").write_bytes(b"1" * 2**26)
         time.sleep(0.02)
     return honest(spec, inputs)
 
