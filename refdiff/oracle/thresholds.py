@@ -31,7 +31,6 @@ class FitLimits:
     epsilon_range: tuple[float, float] = (1e-12, 1.0)  # models have 1e-6 to 1e-5
     theta_range: tuple[float, float] = (30.0, 1e8)  # models have 1e4 to 1e7
     softcap_range: tuple[float, float] = (0.05, 500.0)  # models have 30 to 50; a wrong unit makes it far smaller
-    rotary_shares: tuple[float, ...] = (1 / 4, 1 / 3, 1 / 2, 3 / 4)  # GPT-NeoX, MLA, GLM, Phi-4-mini
     lambda_range: tuple[float, float] = (-2.0, 3.0)  # models have 0 to 1; a missing sign or scale, twice that
     lambda_factors: tuple[float, float] = (0.02, 50.0)  # the same for a factor of λ
     fine_reach: float = 1 / 8  # of the grid's step: a golden section on the coarse sample ends within 1/80 of it
@@ -43,13 +42,9 @@ class FitLimits:
 class LostTokenLimits:
     """Which sets of lost keys are tried (`refdiff.oracle.diagnosis.tokens`)."""
 
-    rows: int = 8  # wrong rows that are recomputed, each with every set: 1,783 sets of 96 keys
-    edges: int = 32  # starts and ends give 528 ranges: 0.5 s for 16 queries and 1,024 keys
-    tile: int = 8  # the simplest ranges start or end at its multiples: the smallest of `TILE_SIZES`
-    singles: int = 256  # of more tokens only those beside tiles are tried alone: time would grow as the square
-    singles_tile: int = 64  # the size of these tiles
-    short: int = 128  # of so many tokens every short range is tried: at edges alone, keys 5 to 11 of 48 were missed
-    short_range: int = 16  # the longest of these
+    rows: int = 8  # wrong rows that are recomputed, each with every set
+    edges: int = 96  # starts and ends at most: 4,655 ranges of 96 keys, and 2,079 of 1,024
+    singles: int = 1024  # keys that are tried alone, at most: time would grow as the square
     tie: float = 1.5  # in 28 cases the right set left at most 0.8 E_r, every other one 2.5 or more
     alternatives: int = 4  # sets between which the sampled rows do not decide, which all rows compare
 

@@ -222,8 +222,8 @@ def _diagnose_others(own: Budget, given: Mapping[str, Numpy], dout: Any, most: i
         if result and len(wrong_gradients) == len(said):
             status = UNIQUE if len(result) == 1 else AMBIGUOUS
             return Ranking(status, tuple(result), notes=tuple(said.values()))
-        for text, some in search.cover():
-            notes.append(text)
+        for text, some in search.cover().items():
+            notes.append(f"{' and '.join(some)} {'agrees' if len(some) == 1 else 'agree'} with {text}")
             named |= set(some)
     where = [
         line.replace("it is", f"{name} is", 1)

@@ -150,15 +150,7 @@ def _layers(spec: Spec, unit: float) -> Iterator[Hypothesis]:
 
 
 def _choices(spec: Spec, inputs: Inputs, kind: str) -> Iterator[Hypothesis]:
-    """Yield choices that no field of a spec is or that are too many for the catalogue: shifts, shares and tiles."""
-    if spec.rope != "none" and not spec.rope_parameters:
-        for share in LIMITS.rotary_shares:
-            for at in ("first", "last") if share * spec.head_dim >= 2 else ():
-                other = spec.replace(partial_rotary_factor=share, rotary_at=at)
-                if (other.rotary_dim, at) != (spec.rotary_dim, spec.rotary_at):
-                    what = f"RoPE rotates the {at} {other.rotary_dim} dimensions of each head."
-                    edit = partial(_set_fields, {"partial_rotary_factor": share, "rotary_at": at})
-                    yield Hypothesis(f"rotary share {share:.4g} ({at})", what, "rope dim", edit)
+    """Yield choices that no field of a spec is or that are too many for the catalogue: formulas and tiles."""
     if (c := spec.softcap) is not None:
         for name, words, cap in (
             ("softcap_z_over_c_times_tanh", "(z / c) tanh(z / c)", lambda z: z / c * np.tanh(z / c)),

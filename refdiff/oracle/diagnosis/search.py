@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -207,32 +207,19 @@ class Search:
                 kept.append(f)
         return kept[: THRESHOLDS.beam]
 
-    def cover(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield sentences on wrong gradients that single hypotheses reproduce, with the names of these gradients.
+    def cover(self) -> dict[str, list[str]]:
+        """Return the wrong gradients that a single hypothesis reproduces, by what it says, for each on its own.
 
-        The hypothesis that reproduces most of them comes first. A sum of many terms has few numbers and matches by
-        chance: it needs a hypothesis that leaves the correct gradients as they are.
+        Sums of many terms have few numbers, and match by chance: they are left out.
         """
-        wrong, before, sums = set(self.case.wrong), self.before.each, set(self.case.budget.sums)
-        matched: list[tuple[Finding, set[str], bool]] = []
-        for f in self.single:
-            near = {n for n in wrong if f.each.get(n, math.inf) < min(THRESHOLDS.gradient_residual, before[n] / 2)}
-            if near and not f.at_edge and (own := self.case.judge(f.edits)) is not None:
-                fits = {n for n in near if own.each[n] <= THRESHOLDS.correct_residual}
-                contradicted = any(x > 2 * max(1.0, before[n]) for n, x in f.each.items() if n not in wrong)
-                if contradicted or (fits <= sums and not set(f.each) <= sums and f.hypotheses[0].is_name):
-                    fits -= sums
-                matched.append((f, fits, contradicted))
-        place, left = {name: n for n, name in enumerate(self.case.actual)}, wrong
-        while left and (some := [(f, fits & left, off) for f, fits, off in matched if fits & left]):
-            _, names, off = max(some, key=lambda m: (len(m[1]), not m[2], -min(place[n] for n in m[1]), -m[0].cost))
-            which = [m[0] for m in some if m[1] == names and m[2] == off]
-            least = min(f.cost for f in which)
-            findings = [f for f in which if f.cost == least][: THRESHOLDS.max_closest]
-            listed = sorted(names, key=place.__getitem__)
-            text = " or ".join(f"{f.name} ({f.what.rstrip('.')})" for f in findings)
-            yield f"{' and '.join(listed)} {'agrees' if len(names) == 1 else 'agree'} with {text}", tuple(listed)
-            left = left - names
+        agree: dict[str, list[str]] = {}
+        for name in (n for n in self.case.wrong if n not in self.case.budget.sums):
+            alone = Search(Case(self.case.budget, {name: self.case.actual[name]}, self.case.dout), self.every)
+            alone.place = self.place
+            found = alone.confirm(replace(f, residual=f.each.get(name, math.inf)) for f in self.single)
+            if found:
+                agree.setdefault(" or ".join(f"{f.name} ({f.what.rstrip('.')})" for f in found), []).append(name)
+        return agree
 
 
 def _best_of_each(found: Iterable[Finding]) -> list[Finding]:

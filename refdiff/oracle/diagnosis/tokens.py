@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 
@@ -161,20 +162,16 @@ def _sample_rows(wrong: Numpy) -> Numpy:
 
 
 def key_ranges(n: int) -> list[KeySet]:
-    """Return ranges of n keys, the simplest first: suffixes, prefixes, single tokens, tiles, others."""
-    edges = range(0, n, _next_power_of_two(n / LIMITS.edges))
-    at = [a for a in edges if a and a % LIMITS.tile == 0]
-    found = [(a, n) for a in at] + [(0, b) for b in at]
-    at_edges = (0, LIMITS.singles_tile - 1)
-    found += [(a, a + 1) for a in range(n) if n <= LIMITS.singles or a % LIMITS.singles_tile in at_edges]
-    found += [(a, a + tile) for tile in TILE_SIZES for a in edges if a % tile == 0 and a + tile <= n]
-    found += [(a, b) for a in edges for b in (*edges, n) if b > a]
-    if n <= LIMITS.singles:
-        found += [(a, n) for a in range(n)] + [(0, b) for b in range(1, n)]
-    if n <= LIMITS.short:
-        found += [(a, a + length) for length in range(2, LIMITS.short_range + 1) for a in range(n - length)]
-    i, said = np.arange(n), {}
-    for a, b in dict.fromkeys(found):
+    """Return ranges of n keys, the simplest first: suffixes, prefixes, single keys, others; those of tiles before."""
+    i, edge, single = np.arange(n), *(_next_power_of_two(n / most) for most in (LIMITS.edges, LIMITS.singles))
+    found = [*combinations([*range(0, n, edge), n], 2), *((a, a + 1) for a in range(0, n, single))]
+
+    def rank(ends: tuple[int, int]) -> tuple[bool, ...]:
+        a, b = ends
+        return b < n, a > 0, b - a > 1, a % TILE_SIZES[0] > 0 or b % TILE_SIZES[0] > 0
+
+    said = {}
+    for a, b in sorted(dict.fromkeys(found), key=rank):
         if b - a == 1:
             said[a, b] = f"key {a}"
         elif b - a < n:
