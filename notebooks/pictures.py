@@ -7,7 +7,7 @@
 Each picture is there twice, in the ink of a light page and in that of a dark one. A file holds, beside its pixels, what
 it draws (drawn.py); that is compared, by compare.py, as it is for notebooks. Speed is not measured here: what
 `refdiff bench --json` wrote stands in data/speed.json, what `--against stored` did in data/speed_stored.json, and what
-`--train` did in data/speed_train.json.
+`--rows train:3m,train:30m` did in data/speed_train.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sketches import article_draw, in_ink  # noqa: E402
 from speed_plot import draw  # noqa: E402
 
 from refdiff import layers, oracle, viz  # noqa: E402
-from refdiff.bench.rows import ALL, TRAIN, BenchRow, parse_rows  # noqa: E402
+from refdiff.bench.rows import ALL, BenchRow, parse_rows  # noqa: E402
 from refdiff.cli.bench_table import markdown_lines  # noqa: E402
 from refdiff.oracle import deviations  # noqa: E402
 from refdiff.oracle.budget.statistics import LIMITS, root_mean_square  # noqa: E402
@@ -127,7 +127,7 @@ def speeds() -> str:
     short = [said for row in rows for said in short_of(row, AIMS.get(row["row"]))]
     for file, wanted, said_of, suffix in (
         (STORED, parse_rows(",".join(STORED_AIMS)), short_of_stored, " as stored"),
-        (TRAINED, TRAIN, lambda row: short_of(row, TRAINING_AIM), ""),
+        (TRAINED, parse_rows("train:3m,train:30m"), lambda row: short_of(row, TRAINING_AIM), ""),
     ):
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": []}
         lines += ["", *_as_before(report, markdown_lines(found))] if found["rows"] else []

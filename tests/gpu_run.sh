@@ -3,13 +3,13 @@
 #
 # An environment with refdiff, its tests and a CuPy of the driver's CUDA; then, each with its own time and result in one
 # report: the kernels against their layers, the model, the layers with CuPy among their places, compute-sanitizer over
-# small shapes, a profile of decoding, the bench and whether its goals are reached, and the whole test suite. A step
+# small shapes, a profile of decoding, the bench, and the whole test suite. A step
 # that fails does not stop those after it, and makes the exit status 1; what was not run is said, and why. The report is
 # tests/gpu_reports/DATE-CARD.md unless named; while a step runs, REPORT.log is what it has said so far.
 #
 #   GPU_RUN_ONLY=…    the steps to run, of kernels,model,layers,sanitizer,profile,bench,train,tests; sanitizer:memcheck
 #                     is one tool of four, bench:bfloat16 one type of three. A report that is there is added to
-#   GPU_RUN_ROWS=…    the rows of the bench, where time is short: the goals are for decode:128,prefill:2048
+#   GPU_RUN_ROWS=…    the rows of the bench, where time is short, such as decode:128,prefill:2048
 #   GPU_RUN_LIKE=…    the model of the bench (default: kajuma/DiffLlama-0.3B-handcut, 4.94 GB on disk while it runs)
 #   GPU_RUN_DRY=1     show the commands and run none; no device is needed
 #   PYTHON=…          makes the environment (default: the first of python3.11 to 3.13 and python3 that can)
@@ -235,18 +235,10 @@ fi
 bench=("$python" -m refdiff bench --backend cupy --markdown ${against[@]+"${against[@]}"})
 for type in "${types[@]}"; do
     wanted bench "$type" || continue
-    LINES_KEPT=80 run "bench in $type" 3000 "${bench[@]}" --dtype "$type" --like "$like" --folder "$work/$type" \
-        --json "$work/$type.json" ${GPU_RUN_ROWS:+--rows "$GPU_RUN_ROWS"}
-    rm -rf "${work:?}/$type"
-    # which are set for weights of 16 bits
-    [[ $type != float32 ]] || continue
-    if [[ -z ${GPU_RUN_ROWS:-} || ,$GPU_RUN_ROWS, == *,decode:128,* || ,$GPU_RUN_ROWS, == *,prefill:2048,* ]]; then
-        run "goals in $type" 60 "$python" -m tests.cuda.goals "$work/$type.json"
-    else
-        not_run "goals in $type" "GPU_RUN_ROWS has neither decode:128 nor prefill:2048"
-    fi
+    LINES_KEPT=80 run "bench in $type" 3000 "${bench[@]}" --dtype "$type" --like "$like" \
+        ${GPU_RUN_ROWS:+--rows "$GPU_RUN_ROWS"}
 done
-! wanted train || LINES_KEPT=40 run "bench of training" 1800 "${bench[@]}" --train
+! wanted train || LINES_KEPT=40 run "bench of training" 1800 "${bench[@]}" --rows train:3m,train:30m
 
 # last, because they take longest
 if wanted tests; then

@@ -333,6 +333,4 @@ ALL = parse_rows(
 """The rows measured without --rows."""
 
 QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,memory:32")
-TRAIN = parse_rows("train:3m,train:30m")
-QUICK_TRAIN = parse_rows("train:tiny")
-"""The rows measured with --quick, --train and both."""
+"""The rows measured with --quick."""

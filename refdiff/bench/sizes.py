@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refdiff.errors import CheckpointError
 from refdiff.files import write_json
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.names import parameter_shapes
 
 _NAMES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -51,8 +49,6 @@ TRAINED = {
 }
 """Models for the rows `train`."""
 
-CLASS = "DiffLlamaForCausalLM"
-
 
 def write_random(config: DiffLlamaConfig, folder: str | Path) -> None:
     """Write a checkpoint of random weights, the same at each call."""
@@ -63,42 +59,19 @@ def write_random(config: DiffLlamaConfig, folder: str | Path) -> None:
 
 
 def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
-    """Write a checkpoint with the dimensions of `LIKE[name]` and a tokenizer, unless the folder has them.
-
-    `dtype` is that of the file (default: that of `LIKE[name]`).
-
-    Raises:
-        CheckpointError: it is a file, or has another model, the same in another dtype, or no model but other files.
-    """
+    """Write a checkpoint with the dimensions of `LIKE[name]`, in `dtype` (default: its own), and a tokenizer."""
     fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
-    config = DiffLlamaConfig(**fields)
-    if (folder / "config.json").exists():
-        existing = DiffLlamaConfig.from_pretrained(folder)
-        actual, expected = ((parameter_shapes(c, CLASS), c.rope_parameters, c.dtype) for c in (existing, config))
-        if actual != expected:
-            raise CheckpointError(
-                f"--folder: got {folder}, which has another model than {name} in {config.dtype}; name a new folder, or "
-                "measure that model with -m"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        problem = "is not empty and has no config.json" if folder.is_dir() else "is a file"
-        raise CheckpointError(f"--folder: got {folder}, which {problem}; name a new folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_random(config, folder)
-    if not (folder / "tokenizer_config.json").exists():  # the last file to be written
-        write_tokenizer(fields, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_random(DiffLlamaConfig(**fields), folder)
+    write_tokenizer(fields, folder)
 
 
 @contextmanager
 def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -> Iterator[str | None]:
-    """Yield the absolute path of a checkpoint: `folder`, or with `like` a new one there or in a temporary folder.
-
-    `dtype` is that of a new file (default: that of `LIKE[like]`).
-    """
+    """Yield the absolute path of a checkpoint: `folder`, or a temporary one with the dimensions of `like`."""
     with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as temporary:
         if like is not None:
-            folder = folder or temporary
+            folder = temporary
             write_like(like, Path(folder), dtype)
         yield None if folder is None else str(Path(folder).absolute())
 

@@ -35,11 +35,9 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
 """
     which = parser.add_argument_group("what")
     which.add_argument("-m", "--model", metavar=MODEL, help="folder or hub repo (default: that of --like)")
-    which.add_argument("--like", choices=LIKE, metavar="MODEL", help="random weights of its sizes (default: tiny)")
-    which.add_argument("--folder", metavar="FOLDER", help="keep those weights here (default: temporary)")
+    which.add_argument("--like", choices=LIKE, metavar="MODEL", help="new random weights of its sizes (default: tiny)")
     which.add_argument("--against", action="append", choices=PEERS, metavar="NAME", help="other side")
     which.add_argument("--rows", metavar="ROW,…", help="rows to measure (default: some, none of train)")
-    which.add_argument("--train", action="store_true", help="measure training steps instead")
     how = parser.add_argument_group("how")
     how.add_argument("--pairs", type=Number(int, 1), metavar="N", help="repetitions per side (default: 5, --quick 1)")
     how.add_argument("--quick", action="store_true", help="short rows, to see that it works")
@@ -70,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.backends.numpy.thread_pool import default_threads
     from refdiff.bench import report, runner
     from refdiff.bench.sides import SIXTEEN_BITS, BenchSettings
-    from refdiff.bench.sizes import CLASS, checkpoint
+    from refdiff.bench.sizes import checkpoint
     from refdiff.model import weights
     from refdiff.model.config import DiffLlamaConfig
 
@@ -78,19 +76,17 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args, rows)
     if args.backend == "cupy":
         arrays.backend("cupy")  # before a checkpoint is written for nothing
-    like: str | None = None
-    kept: str | None = None
-    if args.model is not None:
-        kept = str(fetch(args.model, args))
-    elif any(row.kind.needs_model for row in rows):
-        like, kept = args.like or "tiny", args.folder
+    like = None
+    kept = None if args.model is None else str(fetch(args.model, args))
+    if kept is None and any(row.kind.needs_model for row in rows):
+        like = args.like or "tiny"
         if not args.quiet:
             note(f"refdiff bench: random weights in the dimensions of {like}")
     results: list[dict[str, Any]] = []
     with checkpoint(like, kept, args.dtype if args.dtype in SIXTEEN_BITS else None) as folder:
         if folder is not None:  # what is broken is said once, and not by every row
             config = DiffLlamaConfig.from_pretrained(folder)
-            weights.load(folder, config, CLASS, stored=True, deferred=True)
+            weights.load(folder, config, "DiffLlamaForCausalLM", stored=True, deferred=True)
         settings = BenchSettings(
             folder,
             args.threads or default_threads(),
@@ -119,11 +115,8 @@ def _rows(args: argparse.Namespace) -> list[BenchRow]:
     """Return the rows to measure, or raise `UsageError` if they are unknown."""
     from refdiff.bench import rows as known
 
-    if args.train and args.rows is not None:
-        raise UsageError("--train, --rows: got both, expected one of them, such as --rows train:3m")
     if args.rows is None:
-        everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
-        return short if args.quick else everything
+        return known.QUICK if args.quick else known.ALL
     try:
         return known.parse_rows(args.rows)
     except ValueError as error:
@@ -142,8 +135,6 @@ def _check_flags(args: argparse.Namespace, rows: list[BenchRow]) -> None:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 for training")
     if args.model is not None and args.like is not None:
         raise UsageError("-m, --like: got both, expected one of them")
-    if args.folder is not None and args.like is None:
-        raise UsageError("--folder: keeps the checkpoint of --like; add --like, or name a checkpoint with -m")
 
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:

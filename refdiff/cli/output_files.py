@@ -15,7 +15,7 @@ PICTURES = (".png", ".svg")
 DRAWN = (*PICTURES, ".pdf")
 
 
-def check_file(flag: str, path: Path, kinds: tuple[str, ...] = PICTURES) -> None:
+def check_file(flag: str, path: Path, kinds: tuple[str, ...]) -> None:
     """Raise `UsageError` for a file that could not be written: a wrong suffix, or no matplotlib for a picture."""
     kind = path.suffix.lower()
     check_place(flag, path)

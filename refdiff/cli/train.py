@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_backend, add_common, add_dtype, add_threads, utf8_text
 from refdiff.cli.loading import limit_threads
-from refdiff.cli.output_files import check_file, check_folder, write_picture
+from refdiff.cli.output_files import check_folder
 from refdiff.cli.parser import Parser
 from refdiff.cli.process import handle_signals
-from refdiff.cli.terminal import minutely, note, one_line, progress_bar, write_text
+from refdiff.cli.terminal import minutely, note, progress_bar, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
 from refdiff.model.variants import VARIANTS, current_name
@@ -86,7 +86,7 @@ refdiff train tales.txt -o run --max-steps 2000
 refdiff train -o run --resume
 """
     parser.brief = ("-o", "--resume", "--config", "--variant", "--vocab-size", "--hidden-size", "--layers", "--heads")
-    parser.brief += ("--max-steps", "--batch-size", "--context", "--learning-rate", "--save-every", "--keep", "--plot")
+    parser.brief += ("--max-steps", "--batch-size", "--context", "--learning-rate", "--save-every", "--keep")
     parser.brief += ("--prompt",)
     parser.set_defaults(given={}, restarted=False)
 
@@ -103,7 +103,6 @@ refdiff train -o run --resume
     parser.add_argument("--resume", action="store_true", help="resume OUTPUT's last checkpoint")
     share: dict[str, Any] = {"type": Number(float, 0, 0.5, above=True), "default": 0.02, "metavar": "SHARE"}
     parser.add_argument("--validation", action=_Noted, help="share of the text held out", **share)
-    parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg")
     model = parser.add_argument_group("model")
     model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from")
     names: dict[str, Any] = {"type": current_name, "choices": [*VARIANTS], "metavar": "VARIANT"}
@@ -148,9 +147,6 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.training.checkpoint import locked, note_command, noted_command
 
     arrays.backend(args.backend)  # before a folder is made for nothing
-    plot = None if args.plot is None else Path(args.plot)
-    if plot is not None:
-        check_file("--plot", plot)
     out = Path(args.output)
     if args.resume and (command := noted_command(out)):
         args = _started_again(args, command)
@@ -164,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
             trainer = _resume(args, out) if made is None else _start(args, out, *made)
         trainer.keep = args.keep
         with _remove_corpus_on_failure(out), _stop_request() as stop:
-            folder = _train(trainer, plot, stop, quiet=args.quiet)
+            folder = _train(trainer, stop, quiet=args.quiet)
     write_text(f"{folder}\n")
     if trainer.step < trainer.settings.max_steps:
         note(f"refdiff train: stopped at step {trainer.step}; refdiff train -o {out} --resume continues there")
@@ -184,7 +180,7 @@ def _started_again(args: argparse.Namespace, command: list[str]) -> argparse.Nam
     note(f"refdiff train: {args.output}: the run was killed before its first checkpoint; it starts again")
     options = [*command[1:], *_typed(args), f"--output={args.output}"]
     again = build_parser().parse_args(["train", args.text or command[0], *options])
-    others = {name: getattr(args, name) for name in ("plot", "keep", "backend", "quiet", "debug")}
+    others = {name: getattr(args, name) for name in ("keep", "backend", "quiet", "debug")}
     return argparse.Namespace(**{**vars(again), **others, "restarted": True})
 
 
@@ -234,7 +230,7 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
 
 
-def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
+def _train(trainer: Trainer, stop: Callable[[], bool], *, quiet: bool) -> Path:
     limit_threads(trainer.threads)
     if trainer.step == (last := trainer.settings.max_steps):
         note(f"refdiff train: the run is at step {last} of {last} already; raise --max-steps to continue it")
@@ -244,7 +240,7 @@ def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, qui
         tokens = f"{train} tokens to train on, {held_out} held out"
         note(f"{model.num_parameters():,} parameters; {tokens}; step {trainer.step} of {last}")
     try:
-        return _run_with_progress(trainer, plot, stop, quiet=quiet)
+        return _run_with_progress(trainer, stop, quiet=quiet)
     except KeyboardInterrupt:
         from refdiff.checkpoint_files import checkpoints
 
@@ -372,7 +368,7 @@ def _small_sizes(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, A
     return {**fields, "tie_word_embeddings": True, "max_position_embeddings": args.context}
 
 
-def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
+def _run_with_progress(trainer: Trainer, stop: Callable[[], bool], *, quiet: bool) -> Path:
     """Train with a progress bar on a terminal, and a line for each validation and sample."""
     steps, first = trainer.settings.max_steps, trainer.step
     started, due = time.monotonic(), minutely()
@@ -388,22 +384,8 @@ def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], b
                 lines = [f"step {record['step']} of {steps}: {speed}, {math.ceil(left / 60)} min left"]
             for line in [] if quiet else lines:
                 bar.write(line, file=sys.stderr)
-            if plot is not None and "validation" in record:
-                _draw(trainer.out, plot)
 
-        if plot is not None and trainer.step == trainer.settings.max_steps:  # no record will come
-            _draw(trainer.out, plot)
         return trainer._run(report, stop)  # the folder is locked
-
-
-def _draw(out: Path, plot: Path) -> None:
-    """Draw the log so far; an error in drawing does not stop the training."""
-    from refdiff.viz import plot_training
-
-    try:
-        write_picture(plot_training(out), plot)
-    except (OSError, ValueError) as error:
-        note(f"refdiff: warning: no picture: {one_line(error)}")
 
 
 def _lines(record: dict[str, Any]) -> list[str]:

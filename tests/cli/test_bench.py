@@ -53,25 +53,21 @@ def test_exit_status(rows: str, status: int, tiny_checkpoint: Path, cli: Cli) ->
     assert ("tokens (0,): 1 here and 2 there" in done.out) == ("lookup" in rows)
 
 
-@pytest.mark.parametrize("flags", [("-m",), ("--like", "tiny", "--folder")], ids=["named", "kept"])
-def test_a_broken_checkpoint_is_said_once(flags: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:
+def test_a_broken_checkpoint_is_said_once(tmp_path: Path, cli: Cli) -> None:
     write_like("tiny", tmp_path)
     os.truncate(tmp_path / "model.safetensors", (tmp_path / "model.safetensors").stat().st_size // 2)
-    status, out, err = cli("bench", *flags, tmp_path, "-q")
+    status, out, err = cli("bench", "-m", tmp_path, "-q")
     assert (status, out) == (2, "")
     assert err.count("model.safetensors") == err.count("\n") == 1
 
 
-def test_like_writes_a_checkpoint_once(calls: Calls, here: Path, cli: Cli) -> None:
-    for _ in range(2):
-        done = cli("bench", "--like", "tiny", "--folder", "kept", "--rows", "load")
-        assert (done.status, calls[-1][1].folder) == (0, str(here / "kept"))
-        assert done.err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
-    assert cli("bench", "--rows", "load", "-q").status == 0
-    assert calls[-1][1].folder not in (None, str(here / "kept"))
-    assert cli("bench", "--like", "tiny", "--folder", "new", "--rows", "train:tiny", "-q").status == 0
+def test_without_a_checkpoint_random_weights_are_measured_and_deleted(calls: Calls, cli: Cli) -> None:
+    done = cli("bench", "--rows", "load")
+    assert done.status == 0
+    assert done.err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
+    assert not Path(str(calls[-1][1].folder)).exists()
+    assert cli("bench", "--rows", "train:tiny", "-q").status == 0
     assert calls[-1][1].folder is None, "training makes its own"
-    assert not (here / "new").exists()
 
 
 @pytest.mark.usefixtures("calls")

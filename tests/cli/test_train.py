@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 import refdiff
-from refdiff.cli.output_files import write_picture
 from refdiff.cli.parser import build_parser
 from refdiff.cli.train import MODEL_SIZES, SETTINGS
 from refdiff.model.config import DiffLlamaConfig
@@ -244,27 +243,6 @@ def test_the_options_of_a_resumed_run(
     status, seen = in_terminal(environment, here, "train", "-o", "out", "--resume")
     assert (status, seen.split()) == (0, said.split())
     assert lines_of(here / "out") == before
-
-
-def test_a_picture_of_the_run(train: Train, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn at every validation; one that cannot be written stops nothing."""
-    steps: list[int] = []
-    errors = [OSError(28, "No space left on device"), ValueError("no picture of that")]
-
-    def write(figure: Any, path: Path) -> None:
-        steps.append(len(figure.axes[0].lines[0].get_xdata()))
-        if len(steps) <= len(errors):
-            raise errors[len(steps) - 1]
-        write_picture(figure, path)
-
-    monkeypatch.setattr("refdiff.cli.train.write_picture", write)
-    done = train("--steps", "5", "--evaluate-every", "2", "-q", "--plot", "a.svg")
-    assert (done.status, done.out) == (0, "out/step-000005\n")
-    why = ("No space left on device", "no picture of that")
-    assert done.err.splitlines() == [f"refdiff: warning: no picture: {text}" for text in why]
-    assert train("-q", "--plot", "b.svg", resume=True).status == 0  # no step is left
-    assert steps == [2, 4, 5, 5]
-    assert all(b"<svg" in (here / name).read_bytes() for name in ("a.svg", "b.svg"))
 
 
 def test_settings_sizes_and_their_defaults() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -39,18 +38,14 @@ def test_its_commands_are_ones_that_there_are() -> None:
     for words in found:
         assert build_parser().parse_args(words).backend == "cupy"
     assert {words[words.index("--dtype") + 1] for words in found[1:4]} == {"float32", "float16", "bfloat16"}
-    assert "--train" in found[4]
+    assert found[4][-1] == "train:3m,train:30m"
 
 
-def test_paths_exist_and_goals_are_compared_with_the_benchmark() -> None:
+def test_paths_exist() -> None:
     found = commands()
     assert sum("pytest" in words for words in found) == 8
     paths = [word for words in found if "pytest" in words for word in words if word.startswith("tests/")]
-    paths += [f"{name.replace('.', '/')}.py" for name in re.findall(r"-m (tests[.\w]+)", SCRIPT.read_text())]
     assert all((ROOT / path).exists() for path in paths)
-    goals = [words for words in found if "tests.cuda.goals" in words]
-    written = [words[words.index("--json") + 1] for words in found if "--json" in words]
-    assert [words[-1] for words in goals] == written[1:]
 
 
 STAND_INS = {
