@@ -254,6 +254,10 @@ NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
         **dict.fromkeys(("distributed_checkpoint", "legacy_format"), (_OUT, None, False)),
         **dict.fromkeys(("save_original_format", "save_peft_format"), (_OUT, None, True, False)),
     },
+    "push_to_hub": dict.fromkeys(
+        ("commit_description", "create_pr", "revision", "tags"),
+        ("give it to huggingface_hub, which uploads the folder of `save_pretrained`", None, False),
+    ),
     "parameters": {
         "destination": ("update a dict with the result", None),
         "keep_vars": (_OUT, False, True),
@@ -271,6 +275,11 @@ NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
             ("add_bos_token", "add_eos_token", "add_prefix_space"),
             ("tokenizer.json says it; change it there with the package tokenizers", None),
         ),
+    },
+    "to_json_string": {
+        "use_diff": ("it has what is set", True),
+        "ignore_metadata": ("it has no version", False, True),
+        "keys_to_pop": ("make a config without them", None),
     },
     "__call__": {
         **dict.fromkeys(("text_target", "text_pair_target"), ("the labels of a decoder are its own input_ids", None)),

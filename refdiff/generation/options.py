@@ -415,8 +415,9 @@ class GenerationConfig(RefusedNames, dict[str, Any]):
         """Return what is set."""
         return {name: value for name, value in self.items() if value is not None}
 
-    def to_json_string(self) -> str:
+    def to_json_string(self, **options: Any) -> str:
         """Return the content of generation_config.json, without objects."""
+        check_neutral(self, "to_json_string", options)
         values = {name: value for name, value in self.to_dict().items() if name not in OBJECTS}
         if isinstance(biases := values.get("sequence_bias"), Mapping):
             values["sequence_bias"] = [[list(key), bias] for key, bias in biases.items()]

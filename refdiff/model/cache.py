@@ -180,13 +180,16 @@ class KVCache(RefusedAttributes):
                 k, v = (_reordered(x, rows, len(self)) for x in buffers)
                 self._buffers[layer] = (k, v)
 
-    def crop(self, length: int) -> None:
+    def crop(self, length: int | None = None, *, tokens_to_remove: int = 0) -> None:
         """Forget all tokens after the first `length`, or the last -`length`; 0 forgets all.
+
+        -`tokens_to_remove` of the last tokens are forgotten: transformers' name and meaning.
 
         Raises:
             ValueError: `length` is no integer from -len(cache) to len(cache).
         """
         n = len(self)
+        length = max(n + tokens_to_remove, 0) if length is None else length
         if not isinstance(length, int | np.integer) or not -n <= length <= n:
             raise ValueError(f"KVCache: crop: got length {length!r}, expected an integer from {-n} to {n}")
         self._lengths = [length % n if length < 0 else length] * self.num_layers

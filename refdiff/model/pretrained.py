@@ -259,7 +259,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
 
     def push_to_hub(
         self, repo_id: str, *, token: str | bool | None = None, private: bool | None = None,
-        commit_message: str | None = None, max_shard_size: int | str = "5GB",
+        commit_message: str | None = None, max_shard_size: int | str = "5GB", **options: Any,
     ) -> str:  # fmt: skip
         """Upload what `save_pretrained` writes to a hub repo; return the address of the commit.
 
@@ -269,7 +269,9 @@ class PreTrainedModel(CallableModel, RefusedNames):
             private: whether a new repo is private; None is the default of the account.
             commit_message: what the commit is called.
             max_shard_size: as in `save_pretrained`.
+            options: arguments of transformers at the values that change nothing.
         """
+        check_neutral(self, "push_to_hub", options)
         import tempfile
 
         from huggingface_hub import HfApi

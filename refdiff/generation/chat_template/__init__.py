@@ -107,8 +107,7 @@ def render(
         for item in variables[name] or ():
             if not isinstance(item, Mapping):
                 raise TypeError(
-                    f"{name}: got {type(item).__name__}, expected a dict, for a tool such as "
-                    "transformers.utils.get_json_schema(function) returns"
+                    f"{name}: got {type(item).__name__}, expected dicts, such as transformers.utils.get_json_schema's"
                 )
     chat = [_message(message) for message in messages]
     field = continue_final_message if isinstance(continue_final_message, str) else "content"

@@ -11,11 +11,10 @@ import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import Encoding, TokenizerBackend
+from refdiff.messages import refuse_arguments
 from refdiff.refused import RefusedAttributes, refuse_attribute
 
 _LISTS = (list, tuple, np.ndarray)
-
-
 # Methods that ask an encoding about a token, character or word; those named here answer with a range.
 _SPANS = ("token_to_chars", "word_to_chars", "word_to_tokens")
 _QUESTIONS = ("char_to_token", "char_to_word", "token_to_sequence", "token_to_word", *_SPANS)
@@ -72,7 +71,10 @@ class Encoded(RefusedAttributes, dict[str, Any]):
             raise ValueError("encodings: got none, expected the result of a tokenizer call; this one was put together")
         return self.encodings[index]
 
-    def _ask(self, name: str, first: int, second: int | None = None, sequence_index: int = 0) -> Any:
+    def _ask(self, name: str, first: int = 0, second: int | None = None, sequence_index: int = 0, **named: int) -> Any:
+        known = [f"{kind}{name.split('_')[0]}_index" for kind in ("batch_or_", "")]
+        refuse_arguments(name, named.keys() - {*known}, [*known, "sequence_index"])
+        first, second = named.get(known[0], first), named.get(known[1], second)
         batch_index, position = (0, first) if second is None else (first, second)
         encoding = self._encoding(batch_index)
         by_token = name.startswith("token_")

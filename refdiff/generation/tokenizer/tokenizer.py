@@ -282,8 +282,7 @@ class Tokenizer(Vocabulary, RefusedNames):
                 lengthens texts, too small a `max_length`, or an unknown side.
         """
         inputs, has_pair = check_inputs(text, text_pair, is_split_into_words)
-        characters = count_characters(inputs) if self._max_text is not None else 0
-        if self._max_text is not None and characters > self._max_text:
+        if self._max_text is not None and (characters := count_characters(inputs)) > self._max_text:
             raise ValueError(
                 f"text: got {characters:,} characters, expected at most {self._max_text:,}: the steps of {self.source} "
                 "may make a text more than 100 times longer; give a shorter one"
@@ -338,8 +337,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         check_neutral(self, "decode", options)
         nested = to_lists(token_ids)
         if nested and isinstance(nested[0], list):
-            sequences = map(to_lists, nested)
-            return [self._decode(sequence, skip_special_tokens, clean_up_tokenization_spaces) for sequence in sequences]
+            return [self._decode(to_lists(ids), skip_special_tokens, clean_up_tokenization_spaces) for ids in nested]
         return self._decode(nested, skip_special_tokens, clean_up_tokenization_spaces)
 
     def batch_decode(

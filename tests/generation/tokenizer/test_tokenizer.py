@@ -204,3 +204,12 @@ def test_a_result_is_on_the_device_of_a_model_on_numpy() -> None:
     assert encoded.to(model.device) is encoded.to("cpu") is encoded
     with pytest.raises(ValueError, match="device: got 'cuda', expected \"cpu\""):
         encoded.to("cuda")
+
+
+def test_a_mistyped_argument_of_a_question_about_tokens_is_named() -> None:
+    encoded = words()("a b")
+    assert encoded.char_to_token(char_index=0) == encoded.char_to_token(0)
+    with pytest.raises(
+        TypeError, match=r"^char_to_token: got an unexpected argument 'chr_index', expected any of batch_"
+    ):
+        encoded.char_to_token(chr_index=0)
