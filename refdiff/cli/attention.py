@@ -41,7 +41,6 @@ refdiff attention "Once upon a time" -o maps.png --layer 3
     output.add_argument(
         "--pair", type=Number(int, 0), metavar="N", help="pair of heads (default: the one that cancels most)"
     )
-    output.add_argument("--grid", action="store_true", help="picture: every layer and pair")
     machine = parser.add_argument_group("machine")
     add_machine(machine)
     add_common(machine)
@@ -59,11 +58,6 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.output)
     check_file("-o", path, KINDS)
     kind, chosen = path.suffix.lower(), args.layer is not None or args.pair is not None
-    refuse(
-        f"is for pictures, {' and '.join(PICTURES)}; {kind} has every layer and pair",
-        {"--grid": args.grid and kind not in PICTURES},
-    )
-    refuse("shows every layer and pair; leave out --layer and --pair", {"--grid": args.grid and chosen})
     refuse("an .npz holds every layer and pair; leave out --layer and --pair", {"-o": kind == ".npz" and chosen})
     prompt = read_prompt(args)
     model, tokenizer = load(args, head=False)
@@ -95,8 +89,7 @@ def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: st
     if chosen == (None, None):
         chosen = maps.most_cancelling()
     if kind in PICTURES:
-        figure = viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, *chosen)
-        write_picture(figure, path)
+        write_picture(viz.plot_attention(maps, *chosen), path)
     elif kind == ".html":
         text = viz.attention_page(maps, prompt=prompt, model=args.model, layer=chosen[0], pair=chosen[1])
         page = text.encode("utf-8")

@@ -1,4 +1,4 @@
-"""Figures of attention maps, λ and training, and a page to explore attention.
+"""Figures of attention maps, and a page to explore attention.
 
     maps = refdiff.viz.attention_maps(model, "Once upon a time")
     refdiff.viz.plot_attention(maps, layer=2, pair=0).savefig("maps.png")
@@ -10,13 +10,11 @@ default new ones, and return them. No function calls `show`, and figures have no
 Drawing needs `pip install matplotlib`, the page does not.
 """
 
-from refdiff.viz.attention import plot_attention, plot_attention_grid
+from refdiff.viz.attention import plot_attention
 from refdiff.viz.explore import explore
-from refdiff.viz.lambdas import plot_lambdas
 from refdiff.viz.maps import AttentionMaps, attention_maps, maps_of
 from refdiff.viz.page import attention_page
 from refdiff.viz.spans import attention_to, plot_attention_to
-from refdiff.viz.training import plot_training
 
 __all__ = [
     "AttentionMaps",
@@ -26,8 +24,5 @@ __all__ = [
     "explore",
     "maps_of",
     "plot_attention",
-    "plot_attention_grid",
     "plot_attention_to",
-    "plot_lambdas",
-    "plot_training",
 ]

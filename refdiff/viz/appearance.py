@@ -156,11 +156,3 @@ def use_integer_ticks(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def depth_colors(count: int) -> list[tuple[float, ...]]:
-    """Return a color for each of `count` layers, from blue for the first to orange for the last."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    color_map = LinearSegmentedColormap.from_list("depth", [BLUE, PURPLE, ORANGE])
-    return [color_map(i / max(count - 1, 1)) for i in range(count)]

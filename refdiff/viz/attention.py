@@ -1,4 +1,4 @@
-"""Figures of attention maps: the three maps of a pair, or one map of all layers and pairs."""
+"""Figures of attention maps: the three maps of a pair, side by side."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
-
-_MAX_GRID_TOKENS = 16
 
 
 def plot_attention(
@@ -55,49 +53,6 @@ def plot_attention(
     grid[0].set_ylabel("query", color=INK)
     _color_bar(figure, image, list(grid))
     figure.suptitle(maps.title(layer, pair), fontsize=11, color=INK)
-    return figure
-
-
-def plot_attention_grid(
-    maps: AttentionMaps | ModelOutput,
-    name: str = "difference",
-    *,
-    tokens: Sequence[str] | None = None,
-    variant: str = "hf",
-    limit: float | None = None,
-    figure: Figure | None = None,
-) -> Figure:
-    """Draw one of the three maps ("first", "second", "difference") of every layer and pair on one color scale.
-
-    Layers go down, with the λ of each, and pairs across. The outer axes have labels if there are at most 16 tokens. The
-    other arguments are those of `plot_attention`.
-    """
-    maps = as_maps(maps, tokens, variant)
-    L, P = maps.first.shape[:2]
-    figure = new_figure(min(1.5 * P + 1.8, 20), min(1.5 * L + 0.8, 24), figure)
-    values = {(i, j): maps.map(name, i, j) for i in range(L) for j in range(P)}
-    norm = signed_range(*values.values(), limit=limit)
-    grid = figure.subplots(L, P, squeeze=False)
-    kind = "pair" if maps.second is not None else "head"
-    image: Any = None
-    for (i, j), map_values in values.items():
-        axes = grid[i][j]
-        image = _draw(axes, map_values, norm)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        if i == 0:
-            axes.set_title(f"{kind} {j}", fontsize=9, color=INK)
-        if j == 0:
-            lambda_ = maps.lambda_(i)
-            label = f"layer {i}" if lambda_ is None else f"layer {i}\nλ = {float(lambda_.mean()):.2f}"
-            axes.set_ylabel(label, fontsize=9, color=INK)
-        if len(maps.tokens) <= _MAX_GRID_TOKENS:
-            if i == L - 1:
-                name_ticks(axes, maps.tokens, "x")
-            if j == 0:
-                name_ticks(axes, maps.queries, "y")
-    _color_bar(figure, image, list(grid.flat))
-    figure.suptitle(MAPS[name] if maps.second is not None else "A", fontsize=11, color=INK)
     return figure
 
 

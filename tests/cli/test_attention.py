@@ -65,9 +65,7 @@ def test_a_checkpoint_without_a_language_models_head(tiny_checkpoint: Path, here
         np.testing.assert_array_equal(maps["difference"], expected["difference"])
 
 
-@pytest.mark.parametrize(
-    ("name", "extra"), [("a.png", []), ("a.SVG", ["--layer", "0", "--pair", "1"]), ("a.png", ["--grid"])]
-)
+@pytest.mark.parametrize(("name", "extra"), [("a.png", []), ("a.SVG", ["--layer", "0", "--pair", "1"])])
 def test_pictures(tiny_checkpoint: Path, here: Path, name: str, extra: list[str], cli: Cli) -> None:
     path = here / name
     (here / "text.txt").write_text("a $b 日\n", encoding="utf-8")

@@ -21,9 +21,6 @@ from .conftest import Cli
 USAGE = (
     ("attention x -o page.htm", "-o page.htm: got .htm, expected a file name that ends in .html, .png, .svg, .npz"),
     ("attention x -p y -o page.html", "PROMPT and -p: got 2 prompts, expected one; leave one out"),
-    ("attention x -o page.html --grid", "--grid: is for pictures, .png and .svg; .html has every layer and pair"),
-    ("attention x -o maps.npz --grid", "--grid: is for pictures, .png and .svg; .npz has every layer and pair"),
-    ("attention x -o a.png --grid --pair 0", "--grid: shows every layer and pair"),
     ("attention x -o a.npz --layer 0", "-o: an .npz holds every layer and pair"),
     ("attention -m TINY x -o a.html --layer 2", "--layer: got 2, expected 0 to 1"),
     ("bench --rows speed", "--rows: got 'speed', expected cold"),

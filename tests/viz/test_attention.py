@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.model.outputs import ModelOutput
-from refdiff.viz import AttentionMaps, maps_of, plot_attention, plot_attention_grid
+from refdiff.viz import AttentionMaps, maps_of, plot_attention
 from tests.layers.places import NUMPY, STRICT, Place
 
 from .conftest import render
@@ -51,22 +51,6 @@ def test_fewer_queries_than_keys(maps: AttentionMaps) -> None:
     assert words(axes.get_xticklabels()) == list(maps.tokens)
 
 
-@pytest.mark.parametrize("name", ["first", "difference"])
-def test_all_layers_and_pairs(maps: AttentionMaps, name: str) -> None:
-    figure = plot_attention_grid(maps, name)
-    drawn = images(figure)
-    assert len(drawn) == 12
-    for i, image in enumerate(drawn):
-        np.testing.assert_array_equal(image.get_array(), getattr(maps, name)[i // 4, i % 4])
-    assert [image.axes.get_title() for image in drawn[:4]] == ["pair 0", "pair 1", "pair 2", "pair 3"]
-    assert maps.lambdas is not None
-    assert [image.axes.get_ylabel() for image in drawn[::4]] == [
-        f"layer {i}\nλ = {maps.lambdas[i]:.2f}" for i in range(3)
-    ]
-    assert words(drawn[-1].axes.get_xticklabels()) == list(maps.tokens)
-    render(figure)
-
-
 @pytest.mark.parametrize(
     ("variant", "place"),
     [
@@ -83,11 +67,12 @@ def test_of_a_models_output_the_first_row(outputs: Callable[[str], Any], variant
     out = ModelOutput(**{name: tuple(map(place.put, getattr(outputs(variant), name))) for name in names})
     words_ = [f"w{i}" for i in range(7)]
     right = maps_of(outputs(variant), words_, variant=variant)
-    for draw in (plot_attention, plot_attention_grid):
-        made, expected = images(draw(out, tokens=words_, variant=variant)), images(draw(right))
-        assert len(made) == len(expected)
-        for image, same in zip(made, expected, strict=True):
-            np.testing.assert_array_equal(image.get_array(), same.get_array())
-        assert words(made[-1].axes.get_xticklabels()) == words_
+    figure = plot_attention(out, tokens=words_, variant=variant)
+    made, expected = images(figure), images(plot_attention(right))
+    assert len(made) == len(expected)
+    for image, same in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(image.get_array(), same.get_array())
+    assert words(made[-1].axes.get_xticklabels()) == words_
+    render(figure)
     (axes, *_) = (image.axes for image in images(plot_attention(out, variant=variant)))
     assert words(axes.get_xticklabels()) == list("0123456")

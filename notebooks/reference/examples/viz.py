@@ -20,18 +20,8 @@ print(viz.attention_to(maps.map("difference", 4, 0), {"first token": [0], "all o
 # %% plot_attention
 viz.plot_attention(viz.attention_maps(model, "Once upon a time there was a king"), layer=4, pair=0)
 
-# %% plot_attention_grid
-viz.plot_attention_grid(viz.attention_maps(model, "Once upon a time there was a king"))
-
 # %% plot_attention_to
 viz.plot_attention_to({"A₁": {"needle": 0.23, "noise": 0.77}, "A₁ − λ A₂": {"needle": 0.7, "noise": 0.3}})
-
-# %% plot_lambdas
-viz.plot_lambdas(viz.attention_maps(model, "Once").lambdas)
-
-# %% plot_training
-log = [{"step": i, "loss": 8 * 0.8**i, "lambdas": [0.2 + i / 50, 0.36 - i / 40]} for i in range(1, 13)]
-viz.plot_training(log)
 
 # %% explore
 print(viz.explore(model, "Once upon a time"))
