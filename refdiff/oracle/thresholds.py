@@ -83,8 +83,10 @@ class Thresholds:
     compute_slope: float = 4.0  # u₃₂: mean + ε, root, quotient and scale come after the sums of a row
     order_scatter: int = 1  # standard deviations over orders added to an error that one number decides
     narrow_order_scatter: int = 2  # with one, sums in 16 bits had 4.03 E_r in a held-out bfloat16 order
-    lse_scores: float = 7.0  # typical errors of a score; the largest of 284,000 rows was 5.6
-    lse_units: float = 8.0  # u₃₂ (1 + |lse|): maximum, exponentials, sum and logarithm
+    lse_scores: float = 3.5  # typical errors of a score; the largest of 284,000 rows was 2.8
+    lse_units: float = 8.0  # u₃₂ (1 + |lse|), beside u of stored scores and cut factors
+    lambda_errors: float = 6.0  # typical errors of λ, whose steps may each be off by 1.7 of theirs
+    lambda_units: float = 8.0  # u₃₂ of λ: exponentials
     narrow_exp: float = 2.0**-13  # nats: torch's flash attention on a CPU has 2⁻¹⁴·² in 16 bits
     lse_convention: float = 4.0  # allowances: 22 of 5,400 pairs of conventions are nearer, in bfloat16 `extreme`
     sample_scores: int = 2**20  # all rows of smaller outputs take about three seconds

@@ -63,7 +63,7 @@ KERNELS = {
     "λ V": Kernel(combine="in v"),
     "λ P": Kernel(combine="in p"),
     "denominator of rounded weights": Kernel(rounded_denominator=True),
-    "approximate functions": Kernel({"exp": "ex2approx"}, approximate=True),
+    "approximate functions": Kernel(approximate=True),
     "approximate tanh": Kernel({"tanh": "approx"}, approximate=True, storages=NARROW),
     "operands in bfloat16": Kernel({"matmul": "bfloat16"}, combine="stored", storages=("float32",)),
     "truncated tf32": Kernel({"matmul": "tf32"}, truncated=True, storages=("float32",)),

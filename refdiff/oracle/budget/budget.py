@@ -13,27 +13,29 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.backends.numpy.thread_pool import BLAS
 from refdiff.oracle.budget.statistics import RowBudget, errors_of_runs, largest_slope, row_floor
-from refdiff.oracle.inputs import DATA, VECTORS, axes_of, is_layer
+from refdiff.oracle.inputs import DATA, axes_of, is_layer
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.resolve import resolve_spec
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import NARROW, U32, root_mean_square, round_to, ulp
 from refdiff.oracle.rounding.ensemble import quantise, run_members, scatter_allowance
-from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, lambda_init_error
+from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.row_estimate import (
     RowEstimate,
+    broadcast_lambda,
     estimate_rows,
     fill_sample,
     is_large,
     least_errors,
     select_queries,
+    typical_lambda_error,
 )
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, padded_queries
+from refdiff.oracle.truth.attention_operands import padded_queries
 from refdiff.oracle.truth.forward import project
 from refdiff.oracle.verdict.judge import judge
 from refdiff.oracle.verdict.verdict import Verdict
@@ -102,34 +104,20 @@ class Budget:
             return self.sums[name]
         expected = np.asarray(getattr(truth(self.spec, self.inputs, want=(name,)), name))
         if name == "lambda_full":
-            off = lambda_error(self.spec, project(self.spec, self.inputs, ops_for()), self.recipe)
-            return expected, np.broadcast_to(off if off.ndim == 0 else off[..., 0], expected.shape)
+            off = typical_lambda_error(self.spec, project(self.spec, self.inputs, ops_for()), self.recipe)
+            unit = THRESHOLDS.lambda_units * U32 * np.abs(expected)
+            return expected, THRESHOLDS.lambda_errors * broadcast_lambda(off, expected.shape) + unit
         score_error = self._score_errors[self.spec.lse_names.index(name)]
         unit = math.log(2) if self.spec.lse_base == "2" else 1.0
         nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
         exp_error = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
-        allowed = THRESHOLDS.lse_scores * score_error + THRESHOLDS.lse_units * U32 * (1 + nats) + exp_error
+        stored = THRESHOLDS.lse_units * U32 + self.recipe.type_at("qk").u + self.recipe.operand_u
+        allowed = THRESHOLDS.lse_scores * score_error + stored * (1 + nats) + exp_error
         return expected, allowed / unit
 
     @cached_property
     def _score_errors(self) -> Numpy:
         return (self.estimate or estimate_rows(self.spec, self.inputs, self.recipe)).score_errors
-
-
-def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
-    """Bound the error of λ, rounded at every step, the products of its vectors included."""
-    ops = ops_for()
-    exact = compute_lambda(spec, inputs, ops)
-    u = recipe.type_at("lam").u
-    off = (2 * u + 8 * U32) * np.abs(exact)
-    if spec.lambda_form != "exp":
-        return off
-    q1, k1, q2, k2 = (inputs[name] for name in VECTORS)
-    for q, k in ((q1, k1), (q2, k2)):
-        power, size = np.exp(np.sum(q * k, axis=-1)), np.sum(np.abs(q * k), axis=-1)
-        off = off + (power * (2 * u + (u + (q.shape[-1] + 4) * U32) * size + 8 * U32)).reshape(exact.shape)
-    start = lambda_init(spec, ops)
-    return off + 2 * u * abs(start) + lambda_init_error(start)
 
 
 @BLAS.limited(1)  # its threads spin between small products

@@ -91,7 +91,7 @@ def diagnose(
     or a number:
 
         unique: scale = 0.2
-          scale = 0.2  (fits, residual 0.0904)
+          scale = 0.2  (fits, residual 0.128)
               scale: Scores are multiplied by 0.2, where the spec has 0.25.
 
     NaN and ∞ are reported by place: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".

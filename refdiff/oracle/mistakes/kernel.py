@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 
 import numpy as np
 
+from refdiff import layers
 from refdiff.backends import Ops, overlay
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, wrap
@@ -16,7 +16,7 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import perturb_lambda_init
 from refdiff.oracle.rounding.evaluation_order import Arithmetic, Order
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_layers import rounded_ops, stored_lambda
+from refdiff.oracle.rounding.rounded_layers import rounded_lambda, rounded_ops
 from refdiff.oracle.rounding.row_estimate import select_queries
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -102,28 +102,8 @@ def is_same_output(a: Numpy | None, b: Numpy | None) -> bool:
 
 
 def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) -> Ops:
-    """Return `rounded_ops` with mistakes as an overlay.
-
-    A mistake in λ that does not call `diff_lambda`, such as λ = λ_init, has its result rounded here as well. An exact
-    λ would fit no kernel, so that another mistake, which does call `diff_lambda`, would be named instead.
-    """
-    arith = Arithmetic(recipe, order)
-    rounded = rounded_ops(recipe, order)
-    called: list[bool] = []
-
-    def noted(*args: Any) -> Numpy:
-        called.append(True)
-        found: Numpy = rounded.diff_lambda(*args)
-        return found
-
-    ops = Ops(**{**vars(rounded), "diff_lambda": noted})
+    """Return `rounded_ops` with mistakes as an overlay; λ is rounded last, by whichever formula it is computed."""
+    ops = Ops(**{**vars(rounded_ops(recipe, order)), "diff_lambda": layers.diff_lambda})
     for mistake in mistakes:
         ops = overlay(ops, wrap(mistake))
-    wrong = ops.diff_lambda
-
-    def stored(*args: Any) -> Numpy:
-        called.clear()
-        found: Numpy = wrong(*args)
-        return found if called else stored_lambda(arith, found, *args)
-
-    return Ops(**{**vars(ops), "diff_lambda": stored})
+    return Ops(**{**vars(ops), "diff_lambda": partial(rounded_lambda, Arithmetic(recipe, order), ops.diff_lambda)})

@@ -7,6 +7,7 @@ exponentials of a kernel, and rounds where the recipe stores.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +115,20 @@ def sum_error(n: int, name: str = "float32") -> float:
     return RMS_ROUNDING * FORMATS[name].u * math.sqrt(1 + n / 4)
 
 
-SAVED, GATE, SUMS = 1, 2, 3
-"""Random streams of `Arithmetic.perturb`."""
+def lambda_error(value: Numpy, u: float, terms: Sequence[Numpy] = (), start: float = 0.0) -> Numpy:
+    """Return the typical error of λ = exp Σ terms₁ − exp Σ terms₂ + start, whose steps are rounded to u.
+
+    Partial sums are rounded too; where large ones cancel, their rounding errors remain.
+
+    Shapes:
+        value (…), terms two times (…, d), or none for λ by another formula -> (…)
+    """
+    powers = [np.exp(np.sum(x, axis=-1)) for x in terms]
+    sums = [e * np.sqrt(np.sum(x * x, axis=-1)) for e, x in zip(powers, terms, strict=True)]
+    steps = [value, *powers, *sums, *([value - start] if terms else [])]
+    off = [u / math.sqrt(3) * x for x in steps] + [sum_error(terms[0].shape[-1]) * x for x in sums]
+    found: Numpy = np.sqrt(sum(x * x for x in off))
+    return found
 
 
 class Arithmetic:
@@ -131,8 +144,7 @@ class Arithmetic:
 
     def __init__(self, recipe: Recipe, order: Order, query_factor: float = 1.0) -> None:
         self.recipe, self.order, self.query_factor = recipe, order, query_factor
-        streams: tuple[list[int], ...] = ([], [SAVED], [GATE], [SUMS])
-        self._streams = [np.random.default_rng([order.noise, *stream]) for stream in streams]
+        self._random = np.random.default_rng(order.noise)
         self.raw_score_error: Numpy | None = None
         self.capped_errors: tuple[Numpy, ...] = ()
 
@@ -174,18 +186,13 @@ class Arithmetic:
             np.copyto(x, 0.0, where=np.abs(x) < SMALLEST_NORMAL)
         return x
 
-    def _sign(self, x: Numpy, stream: int = 0) -> Numpy:
+    def _sign(self, x: Numpy) -> Numpy:
         """Return a random sign for each element; with `alike`, equal numbers get equal signs."""
-        return (_signs_by_value if self.order.alike else _signs)(x, self._streams[stream])
+        return (_signs_by_value if self.order.alike else _signs)(x, self._random)
 
-    def perturb(self, x: Numpy, error: Numpy, stream: int = 0) -> Numpy:
-        """Return x with an error of this size and a random sign if the order has noise, else x.
-
-        Args:
-            stream: `SAVED` for values saved from the forward pass, `GATE` for the sigmoid of a gate, `SUMS` for
-                gradients that are sums: streams of their own leave other errors unchanged.
-        """
-        return x + self._sign(x, stream) * error if self.order.noise else x
+    def perturb(self, x: Numpy, error: Numpy) -> Numpy:
+        """Return x with an error of this size and a random sign if the order has noise, else x."""
+        return x + self._sign(x) * error if self.order.noise else x
 
     def perturb_sum(self, total: Numpy, squares: Numpy, count: int, sums: str = "float32") -> Numpy:
         """Return a gradient that is a sum, with the errors of its terms and of their order if the order has noise.
@@ -199,7 +206,7 @@ class Arithmetic:
         if not self.order.noise:
             return total
         of_order = THRESHOLDS.sum_order / THRESHOLDS.sum_members * sum_error(count, sums)
-        return self.perturb(total, (of_order + self.u("storage")) * np.sqrt(squares), SUMS)
+        return self.perturb(total, (of_order + self.u("storage")) * np.sqrt(squares))
 
     def total(self, terms: Numpy, axis: int | tuple[int, ...], sums: str = "float32") -> Numpy:
         """Return the sum of terms along these axes as a gradient (`perturb_sum`)."""
@@ -246,7 +253,7 @@ class Arithmetic:
             if self.order.noise:
                 off = np.sqrt(np.matmul(a * a, b * b))
                 off *= sum_error(n, sums)
-                off *= _signs(total, self._streams[0])  # equal terms, too, may be added in different orders
+                off *= _signs(total, self._random)  # equal terms, too, may be added in different orders
                 total += off
             return self._partial_sum(total)
 
@@ -277,14 +284,9 @@ class Arithmetic:
         with np.errstate(invalid="ignore", under="ignore"):
             if self.order.noise:
                 x, offset = self.round_float32(x), self.round_float32(offset)
-            if not (self.order.base2 or self.recipe.exp == "ex2approx"):
-                return self._flushed(np.asarray(np.exp(x - offset)))
             log2 = np.float32(math.log2(math.e))
-            power = x * log2 - offset * log2
-            result = np.asarray(np.exp2(power))
-            if self.recipe.exp == "ex2approx":
-                result *= (1.0 + _pseudo_random(power) * 2.0**-22).astype(np.float32)
-            return self._flushed(result)
+            result = np.exp2(x * log2 - offset * log2) if self.order.base2 else np.exp(x - offset)
+            return self._flushed(np.asarray(result))
 
     def tanh(self, x: Numpy) -> Numpy:
         """Return tanh x, with the errors of an approximate one if the recipe has it."""

@@ -23,7 +23,6 @@ ALIASES = {
 }
 STORAGE = ("float32", "bfloat16", "float16")
 MATMUL = ("ieee", "tf32", "bfloat16")
-EXP = ("exact", "ex2approx")
 TANH = ("exact", "approx")
 
 
@@ -50,7 +49,6 @@ class Recipe:
         JAX's precision "high", which rounds less.
     accumulate: the sums of matrix products. "float32"; or the storage type, for a float16 accumulator of tensor cores
         or a split product whose partial sums are added in 16 bits. The sums of the softmax stay in float32.
-    exp: "exact" to a unit in the last place of float32; or "ex2approx", a GPU's 2^x with errors up to 2⁻²².
     tanh: that of a softcap, "exact" to a unit in the last place of float32; or "approx", a GPU's `tanh.approx.f32` with
         relative errors up to 2⁻¹¹ (NVIDIA, PTX ISA), as in FlashAttention.
 
@@ -65,7 +63,6 @@ class Recipe:
     lam: str | None = None
     norm: str = "float32"
     matmul: str = "ieee"
-    exp: str = "exact"
     tanh: str = "exact"
     rope: str | None = None
     accumulate: str = "float32"
@@ -82,7 +79,7 @@ class Recipe:
                     f"{name}: got {value!r}, expected one of {', '.join(allowed)}{also}{_type_hint(value, allowed)}"
                 )
             object.__setattr__(self, name, value)
-        for name, kinds in (("matmul", MATMUL), ("exp", EXP), ("tanh", TANH)):
+        for name, kinds in (("matmul", MATMUL), ("tanh", TANH)):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
         if self.matmul != "ieee" and self.storage != "float32":

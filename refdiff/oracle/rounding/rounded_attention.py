@@ -16,7 +16,7 @@ import numpy as np
 from refdiff.layers import causal_mask
 from refdiff.layers.diff_attention import split_maps, sum_to
 from refdiff.oracle.rounding import U32
-from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, SAVED, Arithmetic
+from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, Arithmetic
 
 Numpy = np.ndarray[Any, Any]
 ZERO = np.float32(0)
@@ -208,7 +208,7 @@ def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy, capped_e
         product_error = _largest_score_error(arith, z, q, k, capped_error)
         # `exp` rounds both its arguments, with an error of either sign: three times as much cannot cancel
         rounding = RMS_ROUNDING * U32 * np.maximum(np.abs(largest), np.abs(lse))
-        lse = arith.perturb(lse, np.hypot(product_error, 3 * rounding), SAVED)
+        lse = arith.perturb(lse, np.hypot(product_error, 3 * rounding))
     return arith.exp(z, arith.array(lse))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from refdiff import layers
 from refdiff.backends import Ops, ops_for
 from refdiff.oracle.rounding import FORMATS, U32
-from refdiff.oracle.rounding.evaluation_order import GATE, RMS_ROUNDING, SUMS, Arithmetic, Order, sum_error
+from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, Arithmetic, Order, lambda_error, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp, scores
 from refdiff.oracle.spec import Spec
@@ -30,18 +30,17 @@ def rounded_ops(recipe: Recipe, order: Order, query_factor: float = 1.0) -> Ops:
     """
     arith = Arithmetic(recipe, order, query_factor)
     rounded = {name: functools.partial(function, arith) for name, function in _ROUNDED.items()}
+    rounded["diff_lambda"] = functools.partial(rounded_lambda, arith, layers.diff_lambda)
     return Ops(**{**vars(truth_ops()), **rounded})
 
 
-def stored_lambda(arith: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
-    """Round λ of another formula, with a typical error of its own roundings and of the dot products."""
-    value = float(found)
-    sizes = [value, value - start]
-    sums = [math.sqrt(_sum_of_squares(q, k)) for q, k in ((q1, k1), (q2, k2))] if value != start else []
-    units = [arith.u("lam") / math.sqrt(3) * x for x in sizes] + [sum_error(q1.size) * x for x in sums]
-    usual = math.sqrt(sum(x**2 for x in units))
-    exact = np.asarray(value + arith.order.shift * usual)
-    return _float64(arith.round_at(np.asarray(arith.perturb(exact, np.asarray(usual)), dtype=arith.dtype), "lam"))
+def rounded_lambda(arith: Arithmetic, exact: Callable[..., Numpy], *args: Any) -> Numpy:
+    """Compute λ by a formula with the arguments of `diff_lambda`, with `order.shift` times its typical error."""
+    q1, k1, q2, k2, start = args
+    value = np.asarray(exact(*args))
+    usual = lambda_error(value, arith.u("lam"), (q1 * k1, q2 * k2) if value != start else (), start)
+    value = arith.perturb(value + arith.order.shift * usual, usual)
+    return _float64(arith.round_at(arith.array(value), "lam"))
 
 
 def _float64(x: Any) -> Numpy:
@@ -84,46 +83,17 @@ def _cos_sin(arith: Arithmetic, positions: Numpy, frequencies: Any, scale: float
 def _rope(
     arith: Arithmetic, x: Numpy, cos: Numpy, sin: Numpy, *, interleaved: bool = False, site: str = "rope"
 ) -> Numpy:
-    n = cos.shape[-1]
-    x, cos, sin = arith.array(x), arith.array(cos), arith.array(sin)
-    rotary = x[..., : 2 * n]
-    a, b = (rotary[..., 0::2], rotary[..., 1::2]) if interleaved else (rotary[..., :n], rotary[..., n:])
-
-    def part(first: Numpy, second: Numpy) -> Numpy:
-        return arith.round_at(arith.round_if_eager(first, site) + arith.round_if_eager(second, site), site)
-
-    rotated = part(a * cos, -(b * sin)), part(b * cos, a * sin)
-    y = np.array(x)
-    if interleaved:
-        y[..., 0 : 2 * n : 2], y[..., 1 : 2 * n : 2] = rotated
-    else:
-        y[..., :n], y[..., n : 2 * n] = rotated
-    return _float64(y)
+    rotary, rest = np.split(arith.array(x), [2 * cos.shape[-1]], axis=-1)
+    cos, sin = arith.array(cos), arith.array(sin)
+    products = ((cos, np.zeros_like(sin)), (np.zeros_like(cos), sin))
+    first, second = (layers.rope(rotary, *factors, interleaved=interleaved) for factors in products)
+    rotated = arith.round_at(arith.round_if_eager(first, site) + arith.round_if_eager(second, site), site)
+    return _float64(np.concatenate([rotated, rest], axis=-1))
 
 
 def _rope_vjp(arith: Arithmetic, g: Numpy, x: Numpy, cos: Numpy, sin: Numpy, **options: Any) -> Any:
     g = arith.round_at(arith.array(g), "storage")
     return _rope(arith, g, cos, -sin, site="storage", **options), None, None
-
-
-def _lambda(arith: Arithmetic, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
-    """Compute λ, with its exponentials rounded in eager orders, and `order.shift` times its typical error added."""
-    logs = [
-        np.sum(arith.round_if_eager(arith.array(q) * arith.array(k), "lam"), dtype=arith.dtype)
-        for q, k in ((q1, k1), (q2, k2))
-    ]
-    with np.errstate(over="ignore"):
-        e1, e2 = (arith.round_if_eager(np.asarray(np.exp(x), dtype=arith.dtype), "lam") for x in logs)
-        exact = arith.round_if_eager(e1 - e2, "lam") + np.float32(start)
-        if arith.order.shift:
-            sizes = [float(e1), float(e2), float(e1 - e2), float(exact)]
-            sums = [e * math.sqrt(_sum_of_squares(q, k)) for e, q, k in ((sizes[0], q1, k1), (sizes[1], q2, k2))]
-            # partial sums are rounded too; where large ones cancel, their rounding errors remain
-            units = [arith.u("lam") / math.sqrt(3) * x for x in (*sizes, *sums)]
-            units += [sum_error(q1.size) * x for x in sums]
-            usual = math.sqrt(sum(x**2 for x in units))
-            exact = exact + np.float32(arith.order.shift * usual)
-    return _float64(arith.round_at(np.asarray(exact, dtype=arith.dtype), "lam"))
 
 
 def _sum_of_squares(q: Numpy, k: Numpy) -> float:
@@ -240,7 +210,7 @@ def _activation_vjp(arith: Arithmetic, g: Numpy, x: Numpy, name: str) -> tuple[N
     sigma = np.asarray(layers.activation(arith.array(x), name))
     if arith.order.noise:
         unit = FORMATS[arith.recipe.storage if arith.order.stored else "float32"].u
-        sigma = arith.perturb(sigma, RMS_ROUNDING * math.hypot(unit, U32) * sigma, GATE)
+        sigma = arith.perturb(sigma, RMS_ROUNDING * math.hypot(unit, U32) * sigma)
     else:
         sigma = arith.round_if_eager(sigma, "storage")
     return (_float64(arith.array(g) * sigma * (1 - sigma)),)
@@ -259,7 +229,7 @@ def _linear_vjp(arith: Arithmetic, g: Numpy, x: Numpy, weight: Numpy, bias: Nump
 def _lambda_vjp(arith: Arithmetic, g: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Any:
     """Compute the derivatives g exp(⟨q, k⟩) k; an error of the float32 sum ⟨q, k⟩ is a relative error of them."""
     exact = layers.diff_lambda_vjp(g, q1, k1, q2, k2, start)
-    factors = [arith.perturb(np.ones(()), np.asarray(sum_error(q.size) * math.sqrt(_sum_of_squares(q, k))), SUMS)
+    factors = [arith.perturb(np.ones(()), np.asarray(sum_error(q.size) * math.sqrt(_sum_of_squares(q, k))))
                for q, k in ((q1, k1), (q1, k1), (q2, k2), (q2, k2))]  # fmt: skip
     return tuple(_float64(x * factor) for x, factor in zip(exact, factors, strict=True))
 
@@ -300,7 +270,6 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "rope_cos_sin": _cos_sin,
     "rope": _rope,
     "rope_vjp": _rope_vjp,
-    "diff_lambda": _lambda,
     "diff_lambda_vjp": _lambda_vjp,
     "diff_lambda_v2": _lambda_v2,
     "diff_lambda_v2_vjp": _lambda_v2_vjp,

@@ -29,14 +29,16 @@ from refdiff.layers.diff_attention import attention_weights, split_maps
 from refdiff.oracle.inputs import VECTORS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select, sequences
 from refdiff.oracle.rounding import U32, root_mean_square, safe_ratio
-from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
+from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, lambda_error, lambda_init_error, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     attention_mask,
+    compute_lambda,
     head_indices,
+    lambda_init,
     prepare_qk,
     query_factor,
     use_explicit_mask,
@@ -170,7 +172,8 @@ def _estimate_sequence(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimat
     )  # the first three are (2, B, h, T), for each map, the others (B, h, T)
     score_unit = _score_unit(spec, inputs, recipe)
     first, second = weight_variance * weights**2 + (score_unit * scores) ** 2 + output_variance * outputs**2
-    before = first + lambdas**2 * second + _lambda_variance(spec, inputs, recipe, lambdas) * outputs[1] ** 2
+    of_lambda = broadcast_lambda(typical_lambda_error(spec, inputs, recipe), lambdas.shape) * outputs[1]
+    before = first + lambdas**2 * second + of_lambda**2
     size = root_mean_square(out)
     grown = np.divide(size**2, heads**2, out=np.zeros_like(size), where=heads > 0)
     errors = np.sqrt(before * grown + (output_variance + u["storage"] ** 2 / 4) * size**2)
@@ -210,16 +213,16 @@ def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
 
 
-def _lambda_variance(spec: Spec, core: Inputs, recipe: Recipe, lambdas: Numpy) -> Numpy:
-    """Estimate the squared error of λ, from its own rounding and those of its exponentials and dot products."""
-    u = RMS_ROUNDING * recipe.type_at("lam").u
-    squares = (u * lambdas) ** 2
-    for q, k in (VECTORS[:2], VECTORS[2:]) if spec.lambda_form == "exp" else ():
-        products = core[q] * core[k]
-        dot_variance = (u**2 + sum_error(products.shape[-1]) ** 2) * np.sum(products**2, axis=-1)
-        exp_variance = (u**2 + dot_variance) * np.exp(np.sum(products, axis=-1)) ** 2
-        squares = squares + np.reshape(exp_variance, (-1, 1))
-    return squares
+def typical_lambda_error(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
+    """Return the typical error of λ of core inputs, in the shape of `compute_lambda`."""
+    value, ops = compute_lambda(spec, core, ops_for()), ops_for()
+    if spec.lambda_form != "exp":
+        return lambda_error(value, recipe.type_at("lam").u)
+    terms = [core[q] * core[k] for q, k in (VECTORS[:2], VECTORS[2:])]
+    if spec.lambda_per_head:
+        terms = [x[None, :, None, None] for x in terms]
+    start = lambda_init(spec, ops)
+    return np.hypot(lambda_error(value, recipe.type_at("lam").u, terms, start), lambda_init_error(start))
 
 
 def _attend(tiles: list[tuple[Numpy, ...]], s: AttentionOperands) -> Numpy:
@@ -244,7 +247,11 @@ def _attend(tiles: list[tuple[Numpy, ...]], s: AttentionOperands) -> Numpy:
     heads: Numpy = (maps[0] - s.lambda_full * maps[1]) @ s.v
     second = maps[1] @ s.v
     outputs = np.linalg.norm(np.stack([heads + s.lambda_full * second, second]), axis=-1)
-    lambda_ = s.lambda_full if s.lambda_full.ndim == 0 else s.lambda_full[..., 0]
-    lambdas = np.broadcast_to(np.abs(lambda_), (B, H, T))
+    lambdas = np.abs(broadcast_lambda(s.lambda_full, (B, H, T)))
     tiles.append((weights, scores, outputs, np.linalg.norm(heads, axis=-1), lambdas))
     return heads
+
+
+def broadcast_lambda(x: Numpy, shape: tuple[int, ...]) -> Numpy:
+    """Broadcast λ, () or (1 or B, h, 1 or T, 1), to (B, h, T)."""
+    return np.broadcast_to(x if x.ndim == 0 else x[..., 0], shape)

@@ -16,7 +16,7 @@ def test_names_of_recipes(name: str, u: float) -> None:
     assert (recipe.matmul == "tf32") == (name == "tf32")
     assert Recipe(**recipe.to_dict()) == recipe
     assert Recipe.of(recipe) is recipe
-    assert Recipe.of(recipe, exp="ex2approx").exp == "ex2approx"
+    assert Recipe.of(recipe, tanh="approx").tanh == "approx"
     assert Recipe.of(recipe, tanh="approx").tanh_error == 2.0**-11
     assert Recipe("float32", matmul="bfloat16").name == "float32 matmul=bfloat16"
 
@@ -49,6 +49,6 @@ def test_a_typo_in_a_name(name: str, hint: str) -> None:
 
 
 def test_fields_as_json_has_them() -> None:
-    assert Recipe.of({"storage": "bf16", "exp": "ex2approx"}) == Recipe("bfloat16", exp="ex2approx")
+    assert Recipe.of({"storage": "bf16", "tanh": "approx"}) == Recipe("bfloat16", tanh="approx")
     with pytest.raises(ValueError, match=r"'matmull' is no field of a Recipe, did you mean 'matmul'\? there are"):
         Recipe.of({"matmull": "tf32"})
