@@ -50,7 +50,6 @@ refdiff trace --compare mine.safetensors run.safetensors
     compare = parser.add_argument_group("compare")
     compare.add_argument("--compare", nargs=2, metavar=("MINE", "REF"), help="compare two files")
     compare.add_argument("-m", "--model", metavar=MODEL, help="the model of REF (default: as REF says)")
-    compare.add_argument("--free", action="store_true", help="let errors add up along the run")
     text = "the type that MINE computes in"
     compare.add_argument("--precision", choices=PRECISIONS, default="auto", metavar="TYPE", help=text)
     compare.add_argument("--all", action="store_true", help="list every point, not the worst 10")
@@ -60,8 +59,7 @@ refdiff trace --compare mine.safetensors run.safetensors
         "Exit status: 0 recorded, or nothing diverges; 1 something diverges; 2 error.",
         "MINE is a safetensors or npz file; REF is a .safetensors file of this command. Its run is repeated: its model "
         "must be where REF says, or be given by -m.",
-        "Each point is computed from the points before it in MINE, so that an error belongs to the point that made it; "
-        "with --free, from the inputs of the run.",
+        "Each point is computed from the points before it in MINE, so that an error belongs to the point that made it.",
         "Log-sum-exps may have another base than REF; `refdiff check` requires the spec's base.",
         SPEC_NOTE + " `refdiff check --inputs` lists the arrays of FILE.",
     ]
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 def _comparing(args: argparse.Namespace) -> dict[str, object]:
     """Return the options that are for --compare alone."""
     precision = args.precision != "auto"
-    return {"-m": args.model, "--free": args.free, "--json": args.json, "--all": args.all, "--precision": precision}
+    return {"-m": args.model, "--json": args.json, "--all": args.all, "--precision": precision}
 
 
 def _record_spec(args: argparse.Namespace) -> int:
@@ -181,6 +179,6 @@ def _compare(args: argparse.Namespace) -> int:
     mine, ref = args.compare
     reference = read_trace(ref, model=None if args.model is None else fetch(args.model, args))
     with waiting("comparing", quiet=args.quiet):
-        divergence = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
+        divergence = first_divergence(mine, reference, precision=args.precision)
     print_report(divergence.to_dict(), None if args.json else divergence.text(None if args.all else WORST))
     return int(bool(divergence))

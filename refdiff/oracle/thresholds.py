@@ -58,9 +58,7 @@ class TraceLimits:
     few_numbers: float = 4.0  # floor² grows by few_numbers / n: the mean square of few numbers varies more
     least_unit: float = 2.0**-50  # expected values are float64: a difference of 0 has errors of its terms
     tf32_error: float = 3.0  # u that all numbers may share: both factors are truncated, and the result
-    local_runs: int = 8  # with rounding
-    free_runs: int = 32  # none of the first 16 showed one correct bfloat16 run in which errors choose the largest score
-    jump_share: float = 0.5  # of a row: with larger accumulated errors it may attend to another key
+    runs: int = 8  # with rounding
     precision_share: float = 1 / 4  # of points in the coarsest type: norms, λ and log-sum-exps may be float32
     min_widened: int = 32  # fewer float32 numbers that 16 bits hold may be constants, such as 1
 

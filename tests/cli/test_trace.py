@@ -81,8 +81,8 @@ def test_a_checkpoint_with_another_head_is_refused_with_ids_too(tiny_checkpoint:
 def test_a_comparison_fits_a_terminal_and_every_point_comes_on_request(recorded: Path, wrong: Path, cli: Cli) -> None:
     points = list(read_trace(recorded))
     assert set(PRECISIONS) == {"auto", *FORMATS}
-    found = json.loads(cli("trace", "--compare", wrong, recorded, "--free", "--json", "--precision", "bfloat16").out)
-    assert (found["mode"], found["precision"]) == ("free", "bfloat16")
+    found = json.loads(cli("trace", "--compare", wrong, recorded, "--json", "--precision", "bfloat16").out)
+    assert found["precision"] == "bfloat16"
     row = re.compile(r"  (equal|DIFFERS) +(\S+)  (\S+)")
     for mine, status, said in ((recorded, 0, "nothing diverges"), (wrong, 1, f"first divergence: {AT}")):
         done = cli("trace", "--compare", mine, recorded, "--all")

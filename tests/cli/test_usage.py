@@ -85,7 +85,7 @@ USAGE = (
     ("trace --ids 1 -o x.npz", "MODEL and PROMPT (or --ids): got neither, expected both to record a run; --com"),
     ("trace -m TINY text -o x.npz", "-m: only for --compare; the model to record is the first argument"),
     ("trace m text", "-o: got none, expected the file to write, such as -o run.safetensors"),
-    ("trace m text -o x.npz --free", "--free: only for --compare; the model to record is the first argument"),
+    ("trace m text -o x.npz --all", "--all: only for --compare; the model to record is the first argument"),
     ("trace m --ids 1,x -o x.npz", "--ids: got '1,x', expected whole numbers with commas between, such as"),
     ("trace m --ids , -o x.npz", "--ids: got ',', expected one or more token ids, from 0"),
     ("trace TINY --ids 259 -o x.npz", "--ids: got 259, expected token ids from 0 to 258, the vocabulary of the model"),

@@ -1,9 +1,8 @@
 """Compute the expected value of each point and the error of correct runs: repeat the run in float64, with rounding too.
 
 The runs with rounding add the random errors of the ensemble's orders (`refdiff.oracle.rounding.evaluation_order`) at
-each point, and the statistics of `check` judge a point (`refdiff.oracle.budget.statistics`). Mode "local" computes each
-point from the arrays of the run under test, so that an error is charged to the point that made it. Mode "free" computes
-each point from the expected values of the points before it.
+each point, and the statistics of `check` judge a point (`refdiff.oracle.budget.statistics`). Each point is computed
+from the arrays of the run under test, so that an error is charged to the point that made it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Expected:
     """The expected value of a point, and how far correct runs are from it.
 
     rows: E_r, the error of each row, without its floor. slope: the largest common factor of a run's errors. hidden: the
-    entries that are not compared. doubtful: the rows that are not.
+    entries that are not compared.
     """
 
     value: Floats
@@ -45,7 +44,6 @@ class Expected:
     rows: Any = 0.0
     slope: float = 0.0
     hidden: Mask | None = None
-    doubtful: Any = False
 
     def add(self, error: Floats, size: float) -> None:
         """Record the error of a run with `size` times the rounding of correct ones."""
@@ -63,7 +61,7 @@ class Expected:
         rows = np.maximum(np.hypot(self.rows, floor), np.finfo(np.float64).tiny)
         common = limits.tf32_error if self.precision == "tf32" else 1.0
         shared = self.slope + common * unit / limits.rows.slope
-        doubtful = np.broadcast_to(self.doubtful, rows.shape)
+        doubtful = np.zeros(rows.shape, dtype=np.bool_)
         return RowBudget(value, rows, shared, self.precision, "", doubtful, limits=limits.rows)
 
     def compare(self, actual: Floats) -> Comparison:
@@ -122,19 +120,14 @@ def _effective_count(y: Floats) -> Floats:
 
 
 def expect(
-    run: Callable[..., None], given: Mapping[str, Floats], precision: str, *, local: bool,
-    padding: Callable[[str, Floats], Mask | None],
+    run: Callable[..., None], given: Mapping[str, Floats], precision: str, padding: Callable[[str, Floats], Mask | None]
 ) -> dict[str, Expected]:  # fmt: skip
     """Repeat a run: once exactly, then with larger errors than rounding makes, which are divided by their size.
-
-    If errors do more than add up, as where the largest of two scores is decided by errors before it, a correct run may
-    then be as far off as the limit of a row, and a row that such errors change by a large share is not judged.
 
     Args:
         run: calls a `Visit` at each point (`refdiff.oracle.trace.points`).
         given: the arrays of the run under test, in the axes of the points.
         precision: the type that the run computes in.
-        local: compute each point from the arrays in `given`, else from the values of this run.
         padding: returns the entries of a point at padding, or None.
     """
     limits, unit = THRESHOLDS.trace, unit_roundoff(precision)
@@ -142,7 +135,7 @@ def expect(
     points: dict[str, Expected] = {}
 
     def continue_with(path: str, value: Array) -> Any:
-        if not local or path not in given:
+        if path not in given:
             return value
         hidden = points[path].hidden
         return given[path] if hidden is None else np.where(hidden, 0.0, given[path])
@@ -170,7 +163,7 @@ def expect(
                 result = arith.perturb(result, size * RMS_ROUNDING * np.asarray(doubt(unit)))
             with np.errstate(invalid="ignore"):
                 points[path].add(result - points[path].value, size)
-            if local and path in given:
+            if path in given:
                 result = noisy(continue_with(path, value), RMS_ROUNDING * unit)
             # the sum that is computed from it next has the errors of sums of either sign
             n = result.shape[-1] if result.ndim else 1
@@ -178,13 +171,10 @@ def expect(
 
         return visit
 
-    for seed in range(1, (limits.local_runs if local else limits.free_runs) + 1):
+    for seed in range(1, limits.runs + 1):
         run(rounded(Arithmetic(Recipe("float32"), Order("", noise=seed, alike=seed % 2 == 0))), maps=True)
     _add_map_errors(points)
     for path, point in points.items():
-        if not local:
-            size = root_mean_square(np.atleast_2d(np.where(np.isfinite(point.value), point.value, 0.0)))
-            point.doubtful = limits.rows.row * point.rows > limits.jump_share * size
         hidden = padding(path, point.value)
         point.hidden = hidden if point.hidden is None else point.hidden if hidden is None else point.hidden | hidden
     return points

@@ -29,7 +29,6 @@ def first_divergence(
     mine: Source,
     ref: Source,
     *,
-    mode: str = "local",
     aliases: Mapping[str, str] | None = None,
     precision: str = "auto",
     model: Any = None,
@@ -37,11 +36,11 @@ def first_divergence(
     """Find the first point of the run `mine` that is wrong.
 
     A point is wrong if a row or number has a larger error than rounding explains, or all rows together have a factor.
+    Each point is computed in float64 from the points before it in `mine`, so that an error is charged to the point that
+    made it.
 
     Args:
         mine, ref: a `Trace`, a dict of arrays or a file (`read_trace`); refdiff recorded `ref`, whose run is repeated.
-        mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error is
-            charged to the point that made it. "free": from the inputs of the run, so that errors add up.
         aliases: your names → points, beside the names of transformers, unilm, timm and vLLM.
         precision: the type that the run computes in, a key of `rounding.FORMATS`; "auto" detects it from the arrays.
         model: the model of `ref`, needed if its file names no model that can be found.
@@ -50,8 +49,6 @@ def first_divergence(
         ValueError: `mine` is empty, nothing in it is a point of `ref`, an alias names no point, the run of `ref` cannot
             be repeated, or an argument has another value than the above.
     """
-    if mode not in ("local", "free"):
-        raise ValueError(f"mode: got {mode!r}, expected one of local, free")
     if precision not in ("auto", *FORMATS):
         raise ValueError(f"precision: got {precision!r}, expected auto or one of {', '.join(FORMATS)}")
     aliases = aliases or {}
@@ -86,10 +83,10 @@ def first_divergence(
 
     arrays = {path: arrange(array, path, reference) for path, array in known.items()}
     fitting = {path: array for path, (array, _) in arrays.items() if array is not None}
-    expected = expect(run, fitting, precision, local=mode == "local", padding=padding)
+    expected = expect(run, fitting, precision, padding)
     stages = [_stage(path, arrays, expected, reference) for path in reference]
     wrong = next((s.path for s in stages if s.status == "differs"), None)
-    return Divergence(wrong, mode, precision, tuple(stages), unknown, tuple(apart))
+    return Divergence(wrong, precision, tuple(stages), unknown, tuple(apart))
 
 
 def _repeat(run: Callable[..., None]) -> dict[str, NDArray[Any]]:

@@ -17,10 +17,6 @@ MAX_UNKNOWN = 8
 _LAYER = re.compile(r"layers\.\d+")
 _CUT = re.compile(r"layers\.\d+(\.\w+_layernorm)?$")
 """Points that all later ones of a model are computed from, beside the angles of RoPE."""
-MODES = {
-    "local": "each point computed from those before it in this run",
-    "free": "each point computed from the inputs of the run",
-}
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,12 @@ class Stage:
 class Divergence:
     """The result of `first_divergence`; true if something diverges.
 
-    path: the first wrong point, or None. mode: "local" or "free". precision: the type that the run computes in.
-    stages: every point of the reference in order. unknown: names of the run under test that are no point. apart:
-    differences between the two recordings, such as other tokens.
+    path: the first wrong point, or None. precision: the type that the run computes in. stages: every point of the
+    reference in order. unknown: names of the run under test that are no point. apart: differences between the two
+    recordings, such as other tokens.
     """
 
     path: str | None
-    mode: str
     precision: str
     stages: tuple[Stage, ...]
     unknown: tuple[str, ...]
@@ -73,7 +68,8 @@ class Divergence:
         """Return the report: the first wrong point, then all compared points, or only the `worst` of them."""
         compared = [s for s in self.stages if s.status != "missing"]
         missing = [s.path for s in self.stages if s.status == "missing"]
-        head = f"{len(compared)} of {len(self.stages)} points compared in {self.precision}: {MODES[self.mode]}"
+        count = f"{len(compared)} of {len(self.stages)} points compared in {self.precision}"
+        head = f"{count}, each computed from those before it"
         lines = [*self.apart, head, *self._answer(compared, missing)]
         lines += ["", f"  {'':12}{'error/allowed':>13}  point"]
         largest = sorted(compared, key=lambda s: (s is not self.first, s.status != "differs", -s.ratio))[:worst]
@@ -124,7 +120,7 @@ class Divergence:
         """Return the result as values of JSON; infinities and NaN become null."""
         stages = [{name: _to_json(x) for name, x in vars(stage).items()} for stage in self.stages]
         said = {"diverges": bool(self), "path": self.path, "what": self.first.what if self.first else ""}
-        more = {"apart": list(self.apart), "mode": self.mode, "precision": self.precision}
+        more = {"apart": list(self.apart), "precision": self.precision}
         return {**said, **more, "stages": stages, "unknown": list(self.unknown)}
 
 

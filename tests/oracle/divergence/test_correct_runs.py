@@ -19,17 +19,16 @@ from tests.oracle.divergence.runs import KINDS, inputs, model, run
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("mode", ["local", "free"])
 @pytest.mark.parametrize("dtype", ["bfloat16", *(pytest.param(d, marks=SLOW) for d in ("float32", "float16"))])
 @pytest.mark.parametrize("variant", VARIANT_NAMES)
-def test_every_variant(variant: str, dtype: str, mode: str) -> None:
+def test_every_variant(variant: str, dtype: str) -> None:
     of = model(variant, dtype)
     ref = trace(of, inputs())
     if VARIANTS[variant].pairing is None:
         mine: Any = {path: x.astype(np.float32) for path, x in ref.items()} if dtype == "float32" else dict(ref)
     else:
         mine = run(of, inputs(), dtype)
-    found = first_divergence(mine, ref, mode=mode)
+    found = first_divergence(mine, ref)
     assert found.path is None, str(found)
     assert {s.status for s in found.stages} <= {"equal", "missing"}
     assert sum(s.status == "equal" for s in found.stages) > 50
@@ -40,7 +39,7 @@ def test_every_variant(variant: str, dtype: str, mode: str) -> None:
 def test_sharp_models(seed: int, variant: str) -> None:
     """Scores of which the largest is decided by what has been rounded before: a right run may see another key."""
     of = model(variant, "bfloat16", seed=seed, initializer_range=0.5)
-    found = first_divergence(run(of, inputs(seed), "bfloat16"), trace(of, inputs(seed)), mode="free")
+    found = first_divergence(run(of, inputs(seed), "bfloat16"), trace(of, inputs(seed)))
     assert found.path is None, str(found)
 
 
@@ -54,9 +53,8 @@ def test_few_and_equal_tokens(seed: int) -> None:
     ids = g.integers(1, 53, (2, int(g.choice([5, 11, 24, 48]))))
     for call in ({"input_ids": 0 * ids + 7}, {"input_ids": ids[:1].repeat(2, 0)}, inputs(seed)):
         ref, mine = trace(of, call), run(of, call, dtype, maps=True)
-        for mode in ("local", "free"):
-            found = first_divergence(mine, ref, mode=mode, precision=dtype)
-            assert not found, str(found)
+        found = first_divergence(mine, ref, precision=dtype)
+        assert not found, str(found)
 
 
 def test_a_factor_near_one_in_bfloat16() -> None:
@@ -84,19 +82,18 @@ def reference() -> tuple[np.ndarray, Trace]:
     return ids, trace(bundled("float64", "reference"), ids)
 
 
-def worst(mine: Any, **options: Any) -> float:
+def worst(mine: Any) -> float:
     """The largest share of what is allowed; nothing diverges."""
-    found = first_divergence(mine, reference()[1], **options)
+    found = first_divergence(mine, reference()[1])
     assert found.path is None, str(found)
     return max(s.ratio for s in found.stages)
 
 
-@pytest.mark.parametrize("mode", ["local", pytest.param("free", marks=SLOW)])
-def test_trained_weights(mode: str) -> None:
+def test_trained_weights() -> None:
     ids, _ = reference()
-    assert 0.05 < worst(trace(bundled("float32", "fast"), ids), mode=mode) < 0.8
+    assert 0.05 < worst(trace(bundled("float32", "fast"), ids)) < 0.8
     for dtype in ("bfloat16", "float16"):
-        assert worst(run(bundled("float32", "reference"), {"input_ids": ids}, dtype), mode=mode) < 0.8
+        assert worst(run(bundled("float32", "reference"), {"input_ids": ids}, dtype)) < 0.8
 
 
 def test_another_order_of_summation_is_no_mistake() -> None:

@@ -26,7 +26,6 @@ def test_json() -> None:
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["diverges"] is True
     assert data["path"] == AT + "diff"
-    assert data["mode"] == "local"
     assert data["precision"] == "float64"
     assert data["unknown"] == ["surplus.x"]
     stage = next(s for s in data["stages"] if s["path"] == AT + "diff")
