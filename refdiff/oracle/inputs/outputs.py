@@ -36,8 +36,8 @@ def read_output(x: Any, name: str = "out") -> NDArray[Any]:
     array = any_array(x, name)
     if not is_float(array.dtype):
         raise ValueError(
-            f"{name}: got dtype {array.dtype}, expected float64, float32, float16, bfloat16 or another float"
-            f"{_dtype_hint(array.dtype)}"
+            f"{name}: got dtype {array.dtype}, expected float64, float32, float16, bfloat16 or another float; bits of "
+            "bfloat16 become numbers by .view(ml_dtypes.bfloat16)"
         )
     return array
 
@@ -79,14 +79,3 @@ def collect_outputs(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: An
         hint = f"; it serves {serves}" if serves else ""
         raise ValueError(f"the kernel returned NotImplemented: it does not serve these inputs{hint}")
     return found
-
-
-def _dtype_hint(dtype: np.dtype[Any]) -> str:
-    """Return the likely cause of an output of this dtype, as the end of a message."""
-    if dtype.kind == "c":
-        return ": attention is real; if its imaginary part is 0, give the real part"
-    if dtype.kind == "b":
-        return ": it looks like the result of a comparison"
-    if dtype.kind in "iu" and dtype.itemsize == 2:
-        return ": if these are the bits of bfloat16, .view(ml_dtypes.bfloat16) makes them numbers"
-    return ": integers have lost the fractions that are judged"

@@ -92,9 +92,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 VARIANT_PRESETS = {name: variant.preset for name, variant in VARIANTS.items() if variant.preset is not None}
 """The preset of each attention variant of the models here (`DiffLlamaConfig.variant`)."""
 
-MHA_PRESETS = ("timm",)
-"""Presets without GQA: they have as many key heads as query heads."""
-
 
 def merge_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the preset named by `fields["preset"]`, overridden by the other fields.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from refdiff.oracle.spec.presets import MHA_PRESETS, merge_preset
+from refdiff.oracle.spec.presets import merge_preset
 from refdiff.oracle.spec.validation import check_field_names, check_spec, convert_field
 
 
@@ -30,9 +30,9 @@ class Spec:
     rope: which dimensions of q and k form a rotated pair; "none" if they come in rotated.
     rope_theta: the base of the frequencies.
     partial_rotary_factor, rotary_at: the share of a head that is rotated, and whether its "first" or "last" dimensions.
-    rope_parameters: frequencies other than rope_theta^(−2i / r) for r rotated dimensions. Either `rope_type` and its
-        parameters as in a `config.json`, such as yarn's, or `frequencies`, r/2 numbers in radians per position. cos and
-        sin are multiplied by `attention_factor`, by default that of the `rope_type`.
+    rope_parameters: frequencies other than rope_theta^(−2i / r) for r rotated dimensions: `rope_type` and its
+        parameters as in a `config.json`, such as yarn's. cos and sin are multiplied by `attention_factor`, by default
+        that of the `rope_type`.
     qk_norm, qk_norm_weight, qk_norm_eps: the norm of each head of q and k, whether it has weights, and its ε.
     qk_norm_at: whether it comes before or after RoPE.
     lambda_form: λ is exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) of each token and head ("sigmoid"), or
@@ -122,19 +122,11 @@ class Spec:
         `Spec.of({"preset": "hf_diffllama", "query_heads": 8, "key_heads": 4, "head_dim": 64, "window": 128})`
 
         Raises:
-            ValueError: an unknown field, a value that a field cannot have, or a missing dimension; or fewer key heads
-                than query heads for a preset without GQA.
+            ValueError: an unknown field, a value that a field cannot have, or a missing dimension.
         """
         given = merge_preset(what)
         check_field_names(given, [field.name for field in fields(Spec)])
-        spec, name = Spec(**given), what.get("preset")
-        if name in MHA_PRESETS and spec.query_heads != spec.key_heads:
-            raise ValueError(
-                f"query_heads is {spec.query_heads} and key_heads {spec.key_heads}, but {name} has no grouped queries: "
-                "both must be the same, twice its num_heads. With groups, Spec.preset('ms_v1', rope='none', "
-                "causal='none', …) has the rest of it"
-            )
-        return spec
+        return Spec(**given)
 
     def replace(self, **changes: Any) -> Spec:
         """Return a copy with some fields changed."""

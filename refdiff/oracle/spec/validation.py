@@ -122,7 +122,7 @@ def _convert_rope_parameters(value: Any) -> RopeParameters:
     if made.get("rope_type") in LENGTH_DEPENDENT:
         raise ValueError(
             f"rope_parameters has rope_type {made['rope_type']!r}, whose frequencies depend on the length of a text: "
-            "give those of yours, {'frequencies': [...], 'attention_factor': 1.0}"
+            "set rope='none', and give q and k as they are after RoPE"
         )
     return RopeParameters(made)
 
@@ -155,18 +155,8 @@ def check_spec(spec: Spec) -> None:
                 shared="shared keys" if spec.keys == "shared" else "pairs of keys",
                 counted="both maps are counted" if pairs else f"{spec.ratio} signal heads and a noise head",
             ))  # fmt: skip
-    given = spec.rope_parameters if spec.rope != "none" else None
-    if given and "frequencies" not in given:
-        rope_frequencies({"rope_theta": spec.rope_theta, **given}, spec.rotary_dim, 1)
-    elif given:
-        count, wanted = len(given["frequencies"]), spec.rotary_dim // 2
-        more = sorted(set(given) - {"frequencies", "attention_factor"})
-        if count != wanted or more:
-            also = f", and beside them {', '.join(more)}" if more else ""
-            raise ValueError(
-                f"rope_parameters has {count} frequencies{also}, but must have {wanted}, one for each pair of the "
-                f"{spec.rotary_dim} rotated dimensions, and may have attention_factor"
-            )
+    if spec.rope_parameters and spec.rope != "none":
+        rope_frequencies({"rope_theta": spec.rope_theta, **spec.rope_parameters}, spec.rotary_dim, 1)
 
 
 _RULES: tuple[tuple[Callable[[Spec], bool], str], ...] = (

@@ -350,10 +350,7 @@ def angles(spec: Spec, inputs: Inputs, ops: Ops) -> Angles:
 
 def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:
     """Return the frequency of each pair of dimensions, in radians per position, and the factor of cos and sin."""
-    given = spec.rope_parameters or {}
-    if "frequencies" in given:
-        return list(given["frequencies"]), float(given.get("attention_factor", 1.0))
-    parameters = {"rope_type": "default", "rope_theta": spec.rope_theta, **given}
+    parameters = {"rope_type": "default", "rope_theta": spec.rope_theta, **(spec.rope_parameters or {})}
     found: tuple[list[float], float] = ops.rope_frequencies(parameters, spec.rotary_dim, 1)
     return found
 

@@ -18,8 +18,7 @@ from tests.oracle.example_inputs import small
 LAYER_NORM = {"norm": "layer", "norm_weight": True, "norm_bias": True}
 CHOICES: list[tuple[str, dict[str, Any]]] = [
     *((preset, {}) for preset in ("hf_diffllama", "ms_v1", "diff_v2", "gda", "motif3")),
-    ("hf_diffllama", {"partial_rotary_factor": 0.7, "rotary_at": "last",
-                      "rope_parameters": {"frequencies": [0.7, 0.2], "attention_factor": 1.2}}),
+    ("hf_diffllama", {"partial_rotary_factor": 0.7, "rotary_at": "last"}),
     ("hf_diffllama", {"qk_norm": "rms", "qk_norm_weight": True}),
     ("timm", {"qk_norm": "layer", "qk_norm_weight": True}),
     ("hf_diffllama", LAYER_NORM),

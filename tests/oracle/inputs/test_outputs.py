@@ -16,20 +16,10 @@ from tests.layers.inputs import says as raises
 X = np.asarray([[1.5, -2.0]], np.float32)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "hint"),
-    [
-        (np.complex64, "attention is real; if its imaginary part is 0, give the real part"),
-        (np.bool_, "it looks like the result of a comparison"),
-        (np.uint16, r"the bits of bfloat16, .view\(ml_dtypes.bfloat16\)"),
-        (np.int64, "integers have lost the fractions that are judged"),
-        (ml_dtypes.int4, "integers have lost"),
-    ],
-    ids=str,
-)
-def test_other_types_are_refused_with_what_is_expected(dtype: Any, hint: str) -> None:
+@pytest.mark.parametrize("dtype", [np.complex64, np.bool_, np.uint16, np.int64, ml_dtypes.int4], ids=str)
+def test_other_types_are_refused_with_what_is_expected(dtype: Any) -> None:
     name = np.dtype(dtype).name
-    with pytest.raises(ValueError, match=f"^lse1: got dtype {name}, expected float64, float32, .* float: .*{hint}"):
+    with pytest.raises(ValueError, match=rf"^lse1: got dtype {name}, expected float64, .* \.view\(ml_dtypes.bfloat16"):
         read_output(X.astype(dtype), "lse1")
 
 

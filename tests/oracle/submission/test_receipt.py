@@ -76,7 +76,7 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda folder, arrays, told: (folder / "sizes.py").unlink(), "sizes.py is not the file of the receipt"),
     (_change_output(lambda x: np.full_like(x, 3)), " alone: fail, judged as float32"),
     (_change_output(lambda x: x[:, :1]), "cannot be judged: out: got shape"),
-    (_change_output(lambda x: x.astype(np.int32)), "integers have lost the fractions that are judged"),
+    (_change_output(lambda x: x.astype(np.int32)), "out: got dtype int32, expected float64"),
     (_change_case(inputs_sha256="0"), f"{CASE}: its inputs, drawn here, have another SHA-256"),
     (_change_case(problem="the kernel raised"), "9000: the kernel raised"),
     (lambda folder, arrays, told: told["cases"][CASE].pop("declined"), f"{CASE}: the receipt lacks it"),

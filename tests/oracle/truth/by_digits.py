@@ -28,9 +28,6 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("hf_diffllama", {"out_scale": "1 - lambda"}),
     ("hf_diffllama", {"out_scale": "lambda_init", "lambda_base": "constant", "lambda_init": 0.6}),
     ("hf_diffllama", {"softcap": 1.5, "scale": 0.7}),
-    ("hf_diffllama", {"rope_parameters": {"frequencies": [0.9, 0.3, 0.0]}}),
-    ("hf_diffllama", {"partial_rotary_factor": 0.7, "rotary_at": "last",
-                      "rope_parameters": {"frequencies": [0.7, 0.2], "attention_factor": 1.3}}),
     ("hf_diffllama", {"head_dim": 8, "rope_parameters": {
         "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}}),
     ("hf_diffllama", {"head_dim": 8, "partial_rotary_factor": 0.5, "rotary_at": "last", "rope_parameters": {
@@ -73,8 +70,6 @@ def normed(x: Array, kind: str, eps: float) -> Array:
 def frequencies(spec: Spec) -> tuple[list[Any], Any]:
     """How fast each pair turns, and the factor of cos and sin (Su et al. 2021; YaRN: Peng et al. 2023, section 3.2)."""
     p, r, base = spec.rope_parameters or {}, spec.rotary_dim, spec.rope_theta
-    if "frequencies" in p:
-        return [Digits.mpf(f) for f in p["frequencies"]], p.get("attention_factor", 1)
     powers = [Digits.power(Digits.mpf(base), Digits.mpf(-2 * i) / r) for i in range(r // 2)]
     if p.get("rope_type") == "linear":
         return [f / p["factor"] for f in powers], 1
