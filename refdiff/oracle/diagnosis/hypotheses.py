@@ -152,12 +152,9 @@ def _layers(spec: Spec, unit: float) -> Iterator[Hypothesis]:
 def _choices(spec: Spec, inputs: Inputs, kind: str) -> Iterator[Hypothesis]:
     """Yield choices that no field of a spec is or that are too many for the catalogue: formulas and tiles."""
     if (c := spec.softcap) is not None:
-        for name, words, cap in (
-            ("softcap_z_over_c_times_tanh", "(z / c) tanh(z / c)", lambda z: z / c * np.tanh(z / c)),
-            ("softcap_without_factor", "tanh(z / c)", lambda z: np.tanh(z / c)),
-        ):
-            what = f"{words} of a score z, where c tanh(z / c) is meant."
-            yield Hypothesis(name, what, "softcap", partial(_replace_softcap, cap), is_name=True)
+        what = "(z / c) tanh(z / c) of a score z, where c tanh(z / c) is meant."
+        edit = partial(_replace_softcap, lambda z: z / c * np.tanh(z / c))
+        yield Hypothesis("softcap_z_over_c_times_tanh", what, "softcap", edit, is_name=True)
     sizes: dict[int, list[int]] = {}
     for n in TILE_SIZES if kind == "dense" else ():
         sizes.setdefault(tail_padding(spec, inputs, n), []).append(n)

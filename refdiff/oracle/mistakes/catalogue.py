@@ -56,8 +56,6 @@ LINKS: dict[str, str] = {
     "B17": "https://github.com/ohdearquant/lattice/pull/5",  # negative weights clipped, rows normalized to sum to one
     "B18": f"{_UNILM}/issues/1661",  # with a cache, the causal mask or the positions start at 0 again
     "B19": f"{_VLLM}/issues/3385",  # a window off by one
-    # a second map with zero weights taken as no second map
-    "B21": "https://github.com/axolotl-ai-cloud/axolotl/pull/2197",
     "B23": "https://github.com/triton-lang/triton/issues/7216",  # backward without the causal mask
 }
 """Where each published choice (F, correct for one source and wrong for another) and mistake (B) happened."""

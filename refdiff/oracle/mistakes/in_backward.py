@@ -31,20 +31,17 @@ def _mistake(
 
 
 def _lse_used_without_mask(call: Call) -> Any:
-    dq1, dk1, dq2, dk2, dv, dlambda = call()
-    g, more = call.g, []
-    each = zip(
-        _split_by_map(call), masked_scores(call), log_sums(masked_scores(call)), (1.0, -call.lambda_), strict=True
-    )
-    for (q, k, _, bias), seen, lse, sign in each:
-        z, _ = attention_scores(q, k, None, bias, causal=False)
+    more: list[Array] = []
+    seen_by_map, every = masked_scores(call), masked_scores(call, without=True)
+    for (q, k, *_), seen, z, sign in zip(_split_by_map(call), seen_by_map, every, (1.0, -call.lambda_), strict=True):
+        (lse,) = log_sums([seen])
         hidden = np.isneginf(seen) & np.any(seen > -np.inf, axis=-1, keepdims=True)
-        weights = np.where(hidden, np.exp(np.where(hidden, z - lse, 0.0)), 0.0)
-        of_row = np.sum(sign * g * (np.exp(seen - lse) @ call.v), axis=-1, keepdims=True)
-        ds = weights * (sign * (g @ np.matrix_transpose(call.v)) - of_row)
-        more.append((*_scores_vjp(ds, q, k), np.matrix_transpose(sign * weights) @ g))
-    first, second = more
-    return dq1 + first[0], dk1 + first[1], dq2 + second[0], dk2 + second[1], dv + first[2] + second[2], dlambda
+        weights = sign * np.exp(np.where(hidden, z - lse, -np.inf))
+        row_sum = np.sum(call.g * (np.exp(seen - lse) @ call.v), axis=-1, keepdims=True)
+        ds = weights * (call.g @ np.matrix_transpose(call.v) - row_sum)
+        more += [*_scores_vjp(ds, q, k), np.matrix_transpose(weights) @ call.g]
+    q1, k1, v1, q2, k2, v2 = more
+    return tuple(map(np.add, call(), (q1, k1, q2, k2, v1 + v2, 0.0)))
 
 
 def _split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
@@ -84,10 +81,6 @@ def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[A
     x1, x2 = more(*(np.sum(call.g * (a @ call.v), axis=-1, keepdims=True) for a in (a1, a2)))
     (mq1, mk1), (mq2, mk2) = _scores_vjp(a1 * x1, call.q1, call.k1), _scores_vjp(a2 * x2, call.q2, call.k2)
     return (dq1 + mq1, dk1 + mk1, dq2 + mq2, dk2 + mk2, *rest)
-
-
-def _lose_row_sums(call: Call, share: float) -> Any:
-    return _add_row_sums(call(), call, lambda d1, d2: (share * d1, -share * call.lambda_ * d2))
 
 
 def _scale_rows(call: Call, factors: Callable[[Array, Array], tuple[Any, ...]]) -> Any:
@@ -148,9 +141,7 @@ GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
              "Aᵢ = 2^(Sᵢ log₂ e − LSEᵢ) recomputed with natural log-sum-exps, not multiplied by log₂ e.",
              lambda call: _scale_rows(call, lambda *lse: tuple(np.exp(x - x * math.log(2)) for x in lse))),
     _mistake("no_row_sums", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.",
-             lambda call: _lose_row_sums(call, 1.0)),
-    _mistake("mean_for_row_sum", "D = mean(∂L/∂O ⊙ O) in place of rowsum(∂L/∂O ⊙ O).",
-             lambda call: _lose_row_sums(call, 1 - 1 / call.v.shape[-1])),
+             lambda call: _add_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
     _mistake("gradient_of_one_query_head",
              "∂L/∂K and ∂L/∂V of the last query head that shares a key head alone, in place of the sum over all.",
              _keep_last_of_group),
@@ -178,9 +169,6 @@ TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
                  call.lambda_ * d2, -call.lambda_ * (d2 - d1 + call.lambda_ * d2)))),
     _mistake("lse_of_first_map", "A₂ = exp(S₂ − LSE₁) recomputed with the log-sum-exp of the first map, not LSE₂.",
              lambda call: _scale_rows(call, lambda lse1, lse2: (1.0, np.exp(lse2 - lse1)))),
-    _mistake("second_exponential_without_sign",
-             "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.",
-             lambda call: _changed(call, lambda d: -d, Q2, K2), layer="diff_lambda_vjp"),
     _mistake("lambda_gradient_without_exponentials",
              "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", lambda call: (
                  call.g * call.lambda_k1, call.g * call.lambda_q1, -call.g * call.lambda_k2, -call.g * call.lambda_q2),

@@ -112,8 +112,6 @@ INPUT_DEVIATIONS: tuple[Mistake, ...] = (
           ("queries", "q", ("q",)), ("keys", "k", ("k", "k_pages")), ("values", "v", ("v", "v_pages")),
           ("gate", "The gate's logits", ("gate_logits",)),
           ("qkv", "q, k and v", ("q", "k", "k_pages", "v", "v_pages")))),
-    misread("lambda_read_as_heads_first", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
-            arrays=_as_tokens_first("lambda_logits")),
     misread("noise_head_first", "The first head of each group taken as its noise, where it is the last.", "ratio",
             arrays=_noise_first),
     misread("no_padding_mask", "Padding tokens visible as keys.", "mask", arrays=ignore("key_mask")),

@@ -63,42 +63,30 @@ def _layer(by: int) -> Fields:
     )  # fmt: skip
 
 
-def _is_grouped(spec: Spec) -> bool:
-    return spec.ratio > 1
-
-
-def _is_paired(spec: Spec) -> bool:
-    return spec.ratio == 1
-
-
 _TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
     # Heads
     ("interleaved_pairs", "Heads 2i, 2i + 1 paired in place of i, i + H/2.", "pair", "F1",
-        _if(_is_paired, pairing="interleaved")),
+        _if(lambda s: s.ratio == 1, pairing="interleaved")),
     ("half_split_pairs", "Heads i, i + H/2 paired in place of 2i, 2i + 1.", "pair", "F1",
-        _if(_is_paired, pairing="halves")),
+        _if(lambda s: s.ratio == 1, pairing="halves")),
     ("other_signal_noise_order", "All signals first in place of group by group, or the reverse.", "ratio", "F9",
-        _swap("pairing", "halves", "interleaved", _is_grouped)),
+        _swap("pairing", "halves", "interleaved", lambda s: s.ratio > 1)),
     ("keys_repeated_before_pairing", "Each key head repeated for its queries, then paired: both maps read one key.",
         "gqa", "F5", _from("gqa", "pair_then_group", "repeat_then_pair")),
     ("keys_paired_then_grouped", "Key heads paired, then repeated, where the spec repeats first.", "gqa", "F5",
         _from("gqa", "repeat_then_pair", "pair_then_group")),
     ("keys_tiled", "Head i on key head i mod k of each map, in place of i // n.", "gqa", "",
         _if(lambda s: not s.is_plain, group_order="tiled")),
-    ("groups_in_blocks", "Output head i on key pair i // n, where i mod (K/2) is meant.", "gqa", "",
-        _if(lambda s: not s.is_plain, group_order="blocks")),
     ("key_heads_tiled", "Query head h on key head h mod K, where h // (H/K) is meant.", "gqa", "",
         _if(lambda s: s.is_plain, group_order="tiled")),
     ("key_heads_in_blocks", "Query head h on key head h // (H/K), where h mod K is meant.", "gqa", "",
-        _if(lambda s: s.is_plain, group_order="blocks")),
+        _set(group_order="blocks")),
     ("interleaved_value_heads", "Value heads 2j, 2j + 1 joined in place of j, j + K/2.", "value layout", "F6",
         _from("values", "halves", "interleaved")),
     ("values_half_split", "Values j, j + K/2 joined in place of 2j, 2j + 1.", "value layout", "F6",
         _if(lambda s: s.values in ("wide", "interleaved"), values="halves")),
     # RoPE
     ("no_rope", "q and k not rotated.", "rope kind", "", _set(rope="none")),
-    ("extra_half_split_rope", "RoPE of halves, where q and k need no rotation.", "rope kind", "",
-        _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="halves")),
     ("other_rope_pairing", "RoPE rotates neighbors 2i, 2i + 1 in place of i, i + d/2, or the reverse.", "rope kind",
         "F2", _swap("rope", "halves", "interleaved")),
     ("whole_head_rotated", "All of a head rotated, where a part of it is.", "rope dim", "F10",
@@ -167,22 +155,13 @@ _TABLE: tuple[tuple[str, str, str, str, Fields], ...] = (
     ("epsilon_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _set(norm_eps=1e-6)),
     ("epsilon_1e-5", "ε of the norm after attention is 10⁻⁵.", "eps", "F4", _set(norm_eps=1e-5)),
     ("norm_over_all_heads", "One norm over all heads of a token.", "norm extent", "B7", _set(norm_over="all_heads")),
-    ("norm_over_half_head", "One norm for each half (d) of a head (2d).", "norm extent", "",
-        _set(norm_over="half_head")),
     ("norm_of_each_head", "One norm for each head, where the spec norms more or fewer dimensions together.",
         "norm extent", "", _set(norm_over="head")),
     ("no_norm_after_attention", "No norm after attention.", "norm kind", "B8",
         _set(norm="none", norm_weight=False, norm_bias=False)),
-    ("norm_on_q_and_k", "The norm applied to Q and K, not to the output of attention.", "norm kind", "B8",
-        _if(lambda s: s.norm != "none" and s.qk_norm == "none", norm="none", norm_weight=False, norm_bias=False,
-            norm_per_head=False, qk_norm="rms", qk_norm_at="after_rope", qk_norm_eps=1e-5)),
     ("extra_norm", "A norm of each head after attention, as in v1, where the spec has none.", "norm kind", "B3",
         _if(lambda s: s.norm == "none" and not s.is_plain, norm="rms")),
     ("no_output_scale", "The output not multiplied by 1 − λ_init.", "output scale", "B10", _set(out_scale="none")),
-    ("scaled_by_lambda_init", "The output multiplied by λ_init, where 1 − λ_init is meant.", "output scale", "",
-        _if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),
-    ("scaled_by_one_minus_lambda", "The output multiplied by 1 − λ, where 1 − λ_init is meant.", "output scale", "",
-        _set(out_scale="1 - lambda")),
     ("out_scaled_as_in_v1", "The output multiplied by 1 − λ_init, where the spec has no factor.", "output scale", "B3",
         _from("out_scale", "none", "1 - lambda_init")),
     # Masks

@@ -44,8 +44,7 @@ RARE_DEVIATIONS: tuple[Mistake, ...] = (
 SINGLE_AXES = (ONLINE_AXIS, TABLE_AXIS, "padding", "positions", "bias")
 """The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""
 TWO_MAP_AXES = frozenset({
-    "pair", "maps", "difference", "lambda form", "conversion", "order", "clamp", "lambda_init",
-    "output scale", "v1 or v2", "maximum",
+    "pair", "maps", "lambda form", "order", "clamp", "lambda_init", "output scale", "v1 or v2", "maximum",
 })  # fmt: skip
 """The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
 
