@@ -148,9 +148,7 @@ TOP_LEVEL = {
         get_*schedule*""",
     "DiffLlama is a decoder of text: `DiffLlamaForCausalLM` generates it": """
         AutoBackbone AutoFeatureExtractor AutoImageProcessor AutoModelFor* AutoProcessor AutoVideoProcessor
-        AlternatingCodebooksLogitsProcessor ClassifierFreeGuidanceLogitsProcessor EncoderDecoderModel
-        LinearTemperatureScheduleLogitsProcessor StableAndConfidentStoppingCriteria TextDiffusionStreamer
-        WhisperTimeStampLogitsProcessor""",
+        *LogitsProcessor EncoderDecoderModel StableAndConfidentStoppingCriteria TextDiffusionStreamer""",
     "`refdiff.TextIteratorStreamer` is read in another thread": "AsyncTextIteratorStreamer",
     "`refdiff.KVCache` is the cache; `KVCache(layers, static=tokens)` allocates it at once": """
         Cache DynamicCache EncoderDecoderCache HybridCache OffloadedCache QuantizedCache SlidingWindowCache

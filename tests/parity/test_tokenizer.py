@@ -354,6 +354,17 @@ def test_files_and_what_is_saved_of_them(tmp_path: Path, kind: str, spelling: st
             assert loaded.apply_chat_template(CHATS[1], tokenize=False, tools=tools) == expected
 
 
+def test_a_class_with_rules_of_its_own_is_read_by_its_tokenizer_json(tmp_path: Path) -> None:
+    """The guide says so; where both say the same, `AutoTokenizer` is this one, too."""
+    save(tmp_path, KINDS["byte_fallback"](), tokenizer_config={**CONFIG, "tokenizer_class": "LlamaTokenizer"})
+    refdiff.DiffLlamaConfig().save_pretrained(tmp_path)
+    by_class = AutoTokenizer.from_pretrained(tmp_path)
+    theirs, ours = both(tmp_path)
+    assert by_class("The fox  x")["input_ids"] == ours("The fox  x")["input_ids"]
+    for text in (" x", "<s> hi</s> y"):
+        assert by_class(text)["input_ids"] != ours(text)["input_ids"] == theirs(text)["input_ids"]
+
+
 def test_conversions(pair: Pair) -> None:
     theirs, ours = pair
     tokens = ["<s>", "</s>", "no such token at all"]
