@@ -46,7 +46,7 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("hf_diffllama", {"norm_weight": True, "norm_bias": True}),
     ("hf_diffllama", {"lambda_per_head": True, "out_scale": "1 - lambda"}),
     ("ms_v1", {"gate": "sigmoid", "out_scale": "1 - lambda"}),
-    ("ms_v1", {"gate": "linear"}),
+    ("ms_v1", {"gate": "linear", "lambda_base": "depth - 1", "layer": 0}),
     ("diff_v2", {"gate": "silu"}),
     ("hf_diffllama", {"v_head_dim": 5}),
     ("hf_diffllama", {"sinks": True, "window": 4}),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from refdiff.backends import ops_for
-from refdiff.oracle import Spec, truth
+from refdiff.oracle import Spec, budget, cases, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw as draw_values
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.truth import forward
+from refdiff.oracle.truth.attention_operands import attention_mask, head_indices, value_heads
+from refdiff.oracle.truth.forward import forward
 from tests.oracle.example_inputs import cut_out, draw, small
 from tests.oracle.truth.by_digits import CHOICES, attention
 
@@ -131,7 +135,114 @@ def test_tiles_give_what_the_whole_gives(preset: str, structure: str, monkeypatc
     inputs = draw_values(spec, STRUCTURES[structure], "natural", 1, "float32")
     want = ("out", "lse1", "lse2")
     whole = truth(spec, inputs, want=want, ops=ops_for())
-    monkeypatch.setattr(forward, "TILE_SCORES", 300)
+    monkeypatch.setattr(sys.modules["refdiff.oracle.truth.forward"], "TILE_SCORES", 300)
     found = truth(spec, inputs, want=want)
     for name in want:
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-13)
+
+
+# Sinks where queries see no key: zeros, and log-sum-exps that are the sink
+
+
+def test_with_sinks_a_query_that_sees_no_key_gives_zeros() -> None:
+    spec = small("attention", sinks=True)
+    inputs = draw(spec, T=5, S=3)
+    found = truth(spec, inputs, dout=np.ones((2, 12, 5, 6)))
+    assert not np.any(found.out[:, :, :2])
+    assert np.array_equal(found.lse[:, :, :2], np.broadcast_to(inputs["sinks"][:, None], (2, 12, 2)))
+    with pytest.raises(ValueError, match="masked_rows is 'nan', but with sinks"):
+        spec.replace(masked_rows="nan")
+
+
+@pytest.mark.parametrize(("profile", "number"), [("degenerate", 3), ("layout", 0), ("layout", 4)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        small("attention", sinks=True, softcap=2.0, lse_base="2"),
+        small("ms_v1", sinks=True, qk_norm="rms"),
+    ],
+    ids=["attention", "ms_v1"],
+)
+def test_with_sinks_the_log_sum_exp_of_no_keys_at_all_is_the_sink(spec: Spec, profile: str, number: int) -> None:
+    """Dense without keys, and packed and paged with a sequence that has none: as where a mask hides every key."""
+    case = cases(profile, spec=spec)[number]
+    found, heads = truth(spec, case.inputs, dout=case.dout), head_indices(spec)
+    sinks = case.inputs["sinks"] / np.float64(np.log(2) if spec.lse_base == "2" else 1)
+    rows = np.concatenate([np.full(q, k == 0) for q, k in case.structure.sequences or ((3, 0),)])
+    for name, of_map in zip(spec.lse_names, (heads.q1, heads.q2), strict=False):
+        lse = np.moveaxis(getattr(found, name), 1, -1).reshape(-1, spec.heads)
+        assert np.array_equal(np.all(np.isclose(lse, sinks[of_map], rtol=0, atol=1e-12), axis=-1), rows)
+    allowed = budget(spec, case.inputs, "float32")
+    assert allowed.judge({name: getattr(found, name) for name in spec.lse_names}).status == "pass"
+    verdict = allowed.judge({name: np.where(rows.any(), -np.inf, getattr(found, name)) for name in spec.lse_names})
+    assert verdict.status == "fail"
+
+
+@pytest.mark.parametrize("profile", ["degenerate", "layout"])
+def test_log_sum_exps_with_sinks_are_numbers(profile: str) -> None:
+    for case in cases(profile, spec=small("ms_v1", sinks=True)):
+        found = truth(case.spec, case.inputs)
+        assert np.isfinite(found.lse1).all(), case
+        assert np.isfinite(found.lse2).all(), case
+
+
+# From inputs to the output: what must hold whatever the numbers, which keys are seen, which heads are a pair
+
+
+@pytest.mark.parametrize(
+    "spec", [small("hf_diffllama"), small("diff_v2", gate="silu")], ids=lambda spec: spec.lambda_form
+)
+def test_a_layer_is_its_projections_around_the_core(spec: Spec) -> None:
+    inputs = draw(spec, layer=True)
+    core = {name: x for name, x in inputs.items() if name != "x" and "_proj" not in name}
+    for name in ("q", "k", "v", "gate"):
+        if f"{name}_proj.weight" in inputs:
+            width = {"v": spec.value_dim, "gate": spec.out_dim}.get(name, spec.head_dim)
+            rows = inputs["x"] @ inputs[f"{name}_proj.weight"].T
+            core["gate_logits" if name == "gate" else name] = np.swapaxes(rows.reshape(2, 5, -1, width), 1, 2)
+    if "lambda_proj.weight" in inputs:
+        core["lambda_logits"] = inputs["x"] @ inputs["lambda_proj.weight"].T
+    heads = np.swapaxes(forward(spec, core), 1, 2).reshape(2, 5, -1)
+    assert np.allclose(forward(spec, inputs), heads @ inputs["o_proj.weight"].T, rtol=1e-12, atol=1e-13)
+
+
+def test_by_hand() -> None:
+    w = head_indices(small("hf_diffllama", query_heads=8, key_heads=4))
+    assert [x.tolist() for x in (w.q1, w.q2, w.k1, w.k2, w.v)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [0, 0, 1, 1], [2, 2, 3, 3], [0, 0, 1, 1],
+    ]  # fmt: skip
+    w = head_indices(small("ms_v1", query_heads=8, key_heads=4))
+    assert [w.q1.tolist(), w.q2.tolist()] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert [w.k1.tolist(), w.k2.tolist(), w.v.tolist()] == [[0, 0, 2, 2], [1, 1, 3, 3], [0, 0, 1, 1]]
+    w = head_indices(small("attention", query_heads=4, key_heads=2, group_order="tiled"))
+    assert [w.q1.tolist(), w.k1.tolist(), w.v.tolist()] == [[0, 1, 2, 3], [0, 1, 0, 1], [0, 1, 0, 1]]
+    w = head_indices(small("gda", query_heads=6, key_heads=4, ratio=2))  # two signals and the noise of each group
+    assert [w.q1.tolist(), w.q2.tolist()] == [[0, 1, 3, 4], [2, 2, 5, 5]]
+    assert [w.k1.tolist(), w.k2.tolist(), w.v.tolist()] == [[0, 0, 2, 2], [1, 1, 3, 3], [0, 0, 1, 1]]
+    joined = {values: value_heads(small("hf_diffllama", values=values)) for values in ("halves", "interleaved")}
+    assert [x.tolist() for x in joined["halves"]] == [[0, 1], [2, 3]]
+    assert [x.tolist() for x in joined["interleaved"]] == [[0, 2], [1, 3]]
+
+
+def problem(T: int, S: int) -> dict[str, np.ndarray]:
+    return {"q": np.zeros((1, 1, T, 2)), "k": np.zeros((1, 1, S, 2))}
+
+
+def by_loop(spec: Spec, T: int, S: int) -> np.ndarray:
+    see = np.zeros((T, S), np.bool_)
+    for t in range(T):
+        here = t if spec.causal == "top_left" else t + S - T
+        for s in range(S):
+            causal = spec.causal == "none" or s <= here
+            window = spec.window is None or (here - spec.window < s < here + spec.window)
+            see[t, s] = causal and window
+    return see
+
+
+@given(
+    st.integers(0, 6), st.integers(0, 6), st.sampled_from(["bottom_right", "top_left", "none"]),
+    st.one_of(st.none(), st.integers(0, 8)),
+)  # fmt: skip
+def test_against_a_loop(T: int, S: int, causal: str, window: int | None) -> None:
+    spec = small("hf_diffllama", causal=causal, window=window)
+    assert np.array_equal(attention_mask(spec, problem(T, S))[0, 0], by_loop(spec, T, S))
