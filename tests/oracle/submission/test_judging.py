@@ -52,6 +52,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
     ("cheat", "says"),
     [
         ("cached_by_pointer", "with other numbers in the same memory"),
+        ("cached_by_object", "with other numbers in the same memory"),
         ("cached_by_queries", "alone: "),
         ("two_buffers_in_turn", "has changed with a later call"),
         ("view_of_an_input", "out is in the memory of the inputs: return a new array"),

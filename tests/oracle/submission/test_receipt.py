@@ -1,9 +1,10 @@
-"""A receipt is judged again without the kernel; what was changed in it, or beside it, fails."""
+"""A receipt is judged again without the kernel; what was changed in it fails; the kernel's side of the judge."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Recipe, Spec
+from refdiff.oracle.inputs import signature
 from refdiff.oracle.inputs.arrays import read_arrays, write_arrays
-from refdiff.oracle.submission import judge_file, receipt
+from refdiff.oracle.submission import child, judge_file, receipt
 from refdiff.oracle.submission.judging import JudgeReport
 from refdiff.oracle.submission.process import KernelProcess
 from refdiff.oracle.submission.receipt import verify_receipt, write_receipt
@@ -109,3 +111,40 @@ def test_a_receipt_of_something_else_is_an_error(made: Path, tmp_path: Path) -> 
         write_arrays(tmp_path / RECEIPT, {}, {"receipt": text})
         with pytest.raises(ValueError, match="no receipt of refdiff judge"):
             _verify(tmp_path)
+
+
+# The kernel's side of the judge, called here: what it refuses, and what it is given
+
+
+def test_imports_of_refdiff_are_refused() -> None:
+    child.refuse_refdiff("import", ("refdifference", None, None, None, None))
+    child.refuse_refdiff("os.fork", ())
+    with pytest.raises(ImportError, match="refdiff cannot be imported"):
+        child.refuse_refdiff("import", ("refdiff.layers", None, None, None, None))
+
+
+def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "submission", None)
+    config = {"signature": signature.__file__, "kernel": str(KERNELS / "honest.py"), "function": "absent"}
+    with pytest.raises(child.UnusableError, match="the file has no function 'absent'"):
+        child.load(config)
+    with pytest.raises(child.UnusableError, match=r"must end in \.py, \.so or \.dylib"):
+        child.load({**config, "kernel": str(tmp_path / "kernel.txt")})
+
+
+def test_equal_specs_have_one_hash() -> None:
+    """JAX looks a static argument up by it."""
+    first, second = ({"layer": 2, "rope_parameters": {"factor": 4}}, {"rope_parameters": {"factor": 4}, "layer": 2})
+    assert {child.Fields(**first): 1}[child.Fields(**second)]
+    assert child.Fields(layer=0) != child.Fields(layer=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_of_torch_are_read_where_they_are(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.arange(6, dtype=getattr(torch, dtype), requires_grad=True)
+    found = child.on_host(x.reshape(2, 3).T)
+    assert (found.dtype.name, found.astype(float).tolist()) == (dtype, [[0, 3], [1, 4], [2, 5]])
+    child.overwrite(x)
+    assert np.isnan(found.astype(float)).all()

@@ -36,6 +36,13 @@ def cached_by_pointer(spec, inputs):
     return STATE.by_pointer[where].copy()
 
 
+def cached_by_object(spec, inputs):
+    which = tuple(map(id, inputs.values()))
+    if which not in STATE.by_object:
+        STATE.by_object[which] = honest(spec, inputs)
+    return STATE.by_object[which].copy()
+
+
 def view_of_an_input(spec, inputs):
     out = honest(spec, inputs)
     return inputs["q"].reshape(out.shape)
@@ -112,11 +119,6 @@ def takes_the_hook_away(spec, inputs):
     return imports_the_reference(spec, inputs)
 
 
-def asks_another_interpreter(spec, inputs):
-    subprocess.run([sys.executable, "-c", "import refdiff"], check=True, capture_output=True)
-    return honest(spec, inputs)
-
-
 def patches_the_comparison(spec, inputs):
     np.allclose = np.array_equal = np.testing.assert_allclose = math.isclose = lambda *_, **__: True
     np.isfinite = np.isnan = np.max = np.abs = lambda *_, **__: np.float64(0)
@@ -137,14 +139,6 @@ def searches_the_heap(spec, inputs):
             if type(y) is np.ndarray and y.shape == out.shape and y is not out:
                 return y.astype(out.dtype)
     return out
-
-
-def exits_with_status_0(spec, inputs):
-    os._exit(0)
-
-
-def raises_system_exit(spec, inputs):
-    sys.exit(0)
 
 
 def prints_a_report(spec, inputs):
@@ -197,10 +191,6 @@ def computes_later(spec, inputs):
     return Later(spec, inputs)
 
 
-def crashes(spec, inputs):
-    ctypes.string_at(0)
-
-
 def hangs(spec, inputs):
     while True:
         pass
@@ -233,16 +223,6 @@ def overwrites_the_reference(spec, inputs):
     return honest(spec, inputs)
 
 
-def renames_its_own_file(spec, inputs):
-    Path(__file__).rename(__file__ + ".old")
-    return honest(spec, inputs)
-
-
-def ends_the_judge(spec, inputs):
-    os.kill(os.getppid(), 9)
-    return honest(spec, inputs)
-
-
 def called(name, *args):
     """Call a function of the C library, of which no audit hook learns."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -251,54 +231,42 @@ def called(name, *args):
     return result
 
 
-def limits_the_files_of_the_judge(spec, inputs):
-    called("prlimit", os.getppid(), resource.RLIMIT_NOFILE, (ctypes.c_ulong * 2)(3, 3), None)
-    return honest(spec, inputs)
-
-
-def slows_all_of_the_user(spec, inputs):
-    os.setpriority(os.PRIO_USER, 0, 19)
-    return honest(spec, inputs)
-
-
-def pins_the_judge(spec, inputs):
-    os.sched_setaffinity(os.getppid(), {min(os.sched_getaffinity(0))})
-    return honest(spec, inputs)
-
-
-def sends_by_a_pair_of_sockets(spec, inputs):
-    socket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b"secret", "/dev/log")
-    return honest(spec, inputs)
-
-
 def sees_a_secret(spec, inputs):
     environment = Path("/proc/self/environ").read_text() + str(os.environ)
     return zeros(spec, inputs) if "REFDIFF_TEST_SECRET" in environment else honest(spec, inputs)
 
 
-def changes_times(spec, inputs):
-    os.utime(__file__, (0, 0))
-    return honest(spec, inputs)
+def _trying(do):
+    """Return the correct kernel, which does something else before."""
+
+    def kernel(spec, inputs):
+        do()
+        return honest(spec, inputs)
+
+    return kernel
 
 
-def changes_attributes(spec, inputs):
-    called("setxattr", os.fsencode(__file__), b"user.refdiff", b"1", 1, 0)
-    return honest(spec, inputs)
-
-
-def opens_a_terminal(spec, inputs):
-    os.open("/dev/ptmx", os.O_RDWR)
-    return honest(spec, inputs)
-
-
-def keeps_a_key(spec, inputs):
-    called("syscall", ctypes.c_long(248), b"user", b"refdiff", b"answer", ctypes.c_size_t(6), ctypes.c_long(-4))
-    return honest(spec, inputs)
-
-
-def memory_in_no_process(spec, inputs):
-    os.memfd_create("refdiff")
-    return honest(spec, inputs)
+asks_another_interpreter = _trying(
+    lambda: subprocess.run([sys.executable, "-c", "import refdiff"], check=True, capture_output=True)
+)
+exits_with_status_0 = _trying(lambda: os._exit(0))
+raises_system_exit = _trying(lambda: sys.exit(0))
+crashes = _trying(lambda: ctypes.string_at(0))
+renames_its_own_file = _trying(lambda: Path(__file__).rename(__file__ + ".old"))
+ends_the_judge = _trying(lambda: os.kill(os.getppid(), 9))
+limits_the_files_of_the_judge = _trying(
+    lambda: called("prlimit", os.getppid(), resource.RLIMIT_NOFILE, (ctypes.c_ulong * 2)(3, 3), None)
+)
+slows_all_of_the_user = _trying(lambda: os.setpriority(os.PRIO_USER, 0, 19))
+pins_the_judge = _trying(lambda: os.sched_setaffinity(os.getppid(), {min(os.sched_getaffinity(0))}))
+sends_by_a_pair_of_sockets = _trying(lambda: socket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b"secret", "/dev/log"))
+changes_times = _trying(lambda: os.utime(__file__, (0, 0)))
+changes_attributes = _trying(lambda: called("setxattr", os.fsencode(__file__), b"user.refdiff", b"1", 1, 0))
+opens_a_terminal = _trying(lambda: os.open("/dev/ptmx", os.O_RDWR))
+keeps_a_key = _trying(
+    lambda: called("syscall", ctypes.c_long(248), b"user", b"refdiff", b"answer", ctypes.c_size_t(6), ctypes.c_long(-4))
+)
+memory_in_no_process = _trying(lambda: os.memfd_create("refdiff"))
 
 
 def shared_memory(spec, inputs):
