@@ -107,13 +107,6 @@ def test_the_docstring_lists_all_presets_and_profiles() -> None:
     assert f"comma-separated: {', '.join(PROFILES)} (all of them)" in said
 
 
-def test_an_invalid_kernel_is_reported_once(outside: dict[str, str]) -> None:
-    status, text = _run(KERNELS + "nope", outside)
-    assert status not in (0, 1)
-    assert text.count("but tests.oracle.user_kernels has no function 'nope'") == 1, text
-    assert "Traceback" not in text
-
-
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [

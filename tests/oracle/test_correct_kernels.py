@@ -31,8 +31,7 @@ class Kernel:
     the keys, merged by their log-sum-exps. stored_parts: outputs of parts are stored in 16 bits.
     lazy: the maximum is kept until it grows by 8 in base 2.
     scale: of "scores"; "log2" stores q · scale · log₂ e, "root" q and k each times √scale.
-    sums: of products, "blas", "halves" (a tree), "cut" (a tensor core that truncates), "16 bits", or "coarse" (of
-        32 terms each, added in bfloat16).
+    sums: of products, "blas", "halves" (a tree), "cut" (a tensor core that truncates), or "16 bits".
     combine: "stored" outputs of two launches, "registers", or λ "in v" or "in p".
     approximate: exponentials off by 2⁻²², quotients and roots by one or two units in the last place.
     """
@@ -104,7 +103,7 @@ class Run:
             a, b = truncate_to(a, "tf32"), truncate_to(b, "tf32")
         if self.recipe.matmul == "bfloat16":
             a, b = round_to(a, "bfloat16").astype(F32), round_to(b, "bfloat16").astype(F32)
-        if sums == "blas" or a.shape[-1] <= (32 if sums == "coarse" else 0):
+        if sums == "blas":
             return np.asarray(a @ b)
         terms = a[..., None] * b[..., None, :, :]
         if sums == "halves":
@@ -113,15 +112,13 @@ class Run:
                 terms = np.concatenate([terms[..., 0 : n - 1 : 2, :] + terms[..., 1:n:2, :], rest], axis=-2)
             return np.asarray(terms[..., 0, :])
         total = np.zeros((*terms.shape[:-2], 1, terms.shape[-1]), dtype=F32)
-        step = 32 if sums == "coarse" else 8
-        for i in range(0, terms.shape[-2], step):
-            added = np.concatenate([total, terms[..., i : i + step, :]], axis=-2)
+        for i in range(0, terms.shape[-2], 8):
+            added = np.concatenate([total, terms[..., i : i + 8, :]], axis=-2)
             if sums == "cut":  # all are aligned to the largest, with two bits more than float32 has
                 unit = ulp(np.max(np.abs(added), axis=-2, keepdims=True), "float32") / 4
                 total = truncate_to(np.sum(np.trunc(added / unit) * unit, axis=-2, keepdims=True), "float32")
             else:
-                total = np.sum(added, axis=-2, keepdims=True)
-                total = round_to(total, "bfloat16") if sums == "coarse" else self.store(total)
+                total = self.store(np.sum(added, axis=-2, keepdims=True))
         return np.asarray(total[..., 0, :], dtype=F32)
 
     def exp2(self, x: Numpy) -> Numpy:
@@ -300,10 +297,6 @@ def test_correct_kernels_pass_every_profile(name: str, storage: str, preset: str
     _judge(name, SPECS[preset], storage, profile, 1)
 
 
-def test_a_softcap_by_sigmoids_passes_in_float32() -> None:
-    assert set(_judge("FlashAttention-2", SPECS["softcap"], "float32", "discriminating", 11)) == {"pass"}
-
-
 @pytest.mark.parametrize(
     ("name", "preset", "profile", "storage", "status"),
     [
@@ -322,25 +315,6 @@ def test_roundings_of_one_recipe_fail_under_the_default_recipe(
         found = run.forward(spec, case.inputs)
     assert budget(spec, case.inputs, run.recipe).judge(found).status == status
     assert budget(spec, case.inputs, storage).judge(found).status == "fail"
-
-
-@pytest.mark.parametrize("profile", ["natural", "cancellation"])
-def test_sums_in_float16_of_a_differential_layer_pass(profile: str) -> None:
-    assert set(_judge("16-bit accumulators", SPECS["hf_diffllama"], "float16", profile, 0)) == {"pass"}
-
-
-@pytest.mark.parametrize(("storage", "status"), [("bfloat16", "pass"), ("float32", "fail")])
-def test_coarse_sums_show_in_float32(storage: str, status: str) -> None:
-    """In 16 bits an error below the allowed one does not show that a kernel rounds more than its recipe says."""
-    spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=32, layer=2)
-    (case,) = cases("natural", seed=3, spec=spec, dtype=storage, queries=4, keys=4096)
-    allowed = budget(spec, case.inputs, storage)
-    fine, coarse = (
-        Run(Kernel(tile=4096, sums=sums), storage).forward(spec, case.inputs)["out"] for sums in ("blas", "coarse")
-    )
-    errors = [np.linalg.norm(out - allowed.expected["out"]) for out in (fine, coarse)]
-    assert errors[1] > 4 * errors[0]
-    assert (allowed.judge(fine).status, allowed.judge(coarse).status) == ("pass", status)
 
 
 LAYERS = [0, 8, 40, *(pytest.param(layer, marks=pytest.mark.slow) for layer in (1, 2, 5, 16, 24, 31))]

@@ -14,7 +14,6 @@ from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.diagnosis.diagnose import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
-from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.thresholds import THRESHOLDS
 from tests.oracle.diagnosis.outputs import natural, output_of, rounded
@@ -139,15 +138,6 @@ def test_mistakes_that_inputs_cannot_tell_apart_are_ambiguous() -> None:
     found = diagnose(out, MS, case.inputs, recipe="bfloat16", max_deviations=1)
     assert (found.status, found.name) == (AMBIGUOUS, None)
     assert {"lambda_on_both_maps", "lambda_init_is_1"} <= {c.name for c in found.findings}
-
-
-def test_a_kernel_in_place_of_its_output() -> None:
-    def mine(inputs: Inputs) -> np.ndarray:
-        return truth(HF.replace(pairing="interleaved"), inputs, want=("out",)).out.astype(np.float32)
-
-    inputs = cases("discriminating", 5, spec=HF)[0].inputs
-    found = diagnose(mine, HF, inputs, recipe="float32", max_deviations=1)
-    assert (found.status, found.name) == (UNIQUE, "interleaved_pairs")
 
 
 def test_arguments() -> None:

@@ -1,14 +1,16 @@
-"""The report: where the mistake may be, and JSON."""
+"""The report: where the mistake may be, JSON, and arrays that are equal in another layout or base."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from refdiff.oracle import Divergence, Spec, first_divergence, trace
 from refdiff.oracle.divergence import Stage
+from refdiff.oracle.divergence.layouts import arrange
 from tests.model.models import ids, small_model
 from tests.oracle.example_inputs import draw
 
@@ -67,20 +69,6 @@ def test_the_mistake_may_be_where_the_point_comes_from(
     assert hint(variant, wrong, *recorded) == expected
 
 
-def test_nan_has_no_size() -> None:
-    diff = REF[AT + "diff"].copy()
-    diff[1, 2, 3, 4] = np.nan
-    found = wrong(diff=diff)
-    assert (found.first.row, found.first.what[:24]) == ((1, 2, 3), "nan where it should be -")
-    assert "\n  worst row (1, 2, 3)\n" in str(found)
-
-
-def test_another_shape_is_no_mistake_of_points_before() -> None:
-    said = str(first_divergence({"lm_head": REF["lm_head"][:, -1:]}, REF))
-    assert "has shape (2, 1, 53), expected (2, 5, 53)\n" in said
-    assert "may be there" not in said
-
-
 def test_angles_of_keys_are_not_those_of_queries() -> None:
     """With keys' positions one too high, the rotated keys are the first wrong point, whatever else is there."""
     spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6)
@@ -91,3 +79,60 @@ def test_angles_of_keys_are_not_those_of_queries() -> None:
         found = first_divergence(mine, ref)
         assert found.path == "k_rope"
         assert next(s.status for s in found.stages if s.path == "q_rope") == "equal"
+
+
+# Arrays that are equal all the same: in another base, with axes in another order
+
+WITH_MAPS = trace(small_model(), ids(0, 2, 5), maps=True)
+
+
+@pytest.mark.parametrize("base", [2, 10])
+def test_another_base_diverges_from_nothing(base: int) -> None:
+    mine = {path: (x / math.log(base) if "lse" in path else x).astype(np.float32) for path, x in WITH_MAPS.items()}
+    found = first_divergence(mine, WITH_MAPS)
+    assert not found
+    (stage,) = (s for s in found.stages if s.path == AT + "lse1")
+    assert (stage.status, stage.what) == ("equal", f"to the base {base}, not e")
+
+
+def test_the_base_of_the_spec() -> None:
+    spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6, lse_base="2")
+    ref = trace(spec, draw(spec, 1, dtype=np.float32, T=3))
+    assert not first_divergence(ref, ref)
+    natural = {name: ref[name] * math.log(2) for name in ("lse1", "lse2")}
+    stages = {s.path: s for s in first_divergence(natural, ref).stages}
+    assert stages["lse1"].what == "to the base e, not 2"
+
+
+LAYER_0, SWAPPED = "model.layers.0.self_attn.", "has tokens before heads"
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "how"),
+    [
+        (LAYER_0 + "diff", lambda x: x, ""),
+        (LAYER_0 + "diff", lambda x: x.transpose(0, 2, 1, 3), SWAPPED),
+        (LAYER_0 + "diff", lambda x: x.transpose(0, 2, 1, 3).reshape(10, 48), SWAPPED),
+        (LAYER_0 + "scaled", lambda x: x.reshape(2, 5, 4, 12), ""),
+        (LAYER_0 + "lse1", lambda x: x.transpose(0, 2, 1)[..., None], SWAPPED),
+        (LAYER_0 + "lambda_full", lambda x: x.reshape(1, 1), ""),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x], -1)[0], ""),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x]), ""),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x])[:, 0], ""),
+    ],
+)
+def test_arranged(path: str, change: object, how: str) -> None:
+    x = WITH_MAPS[path].astype(np.float32)
+    array, said = arrange(change(x), path, WITH_MAPS)
+    assert said == how
+    assert array.dtype == np.float64
+    assert array.shape == WITH_MAPS[path].shape
+    assert np.array_equal(array.astype(np.float32), x)
+
+
+def test_shapes_that_are_none_of_it() -> None:
+    for path, x in (("diff", np.ones((2, 5, 7))), ("q_rope", WITH_MAPS[LAYER_0 + "q_rope"].transpose(0, 2, 3, 1))):
+        array, said = arrange(x, LAYER_0 + path, WITH_MAPS)
+        assert array is None
+        shape = WITH_MAPS[LAYER_0 + path].shape
+        assert said == f"has shape {x.shape}, expected {shape} or tokens before heads"

@@ -1,4 +1,4 @@
-"""The table of deviations: each is a function of its own for some spec, and none fails where there is nothing wrong."""
+"""The catalogue and the table of deviations, and what an input cannot show."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Mistake, Spec, deviations
+from refdiff import layers
+from refdiff.oracle import Mistake, Spec, blind_spots, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw as draw_values
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.mistakes import LINKS
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.mistakes import CATALOGUE, LINKS
 from refdiff.oracle.mistakes.catalogue import Kernel
-from refdiff.oracle.mistakes.kernel import deviated, is_same_output, output
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
+from refdiff.oracle.mistakes.kernel import deviated, is_same_output, ops_with, output
 from refdiff.oracle.mistakes.listed import EVERY, KINDS, RARE_DEVIATIONS, draw_probes
 from refdiff.oracle.spec.presets import PRESETS, YARN
+from refdiff.oracle.truth.attention_operands import EXTRA_OPS
+from refdiff.oracle.truth.backward import backward
 from tests.oracle.example_inputs import draw, small
 
 HF = small("hf_diffllama")
@@ -129,3 +134,69 @@ def test_no_deviation_fails_on_inputs_without_queries(structure: Structure) -> N
     for d in (*deviations(spec, kind_of(x)), *RARE_DEVIATIONS):
         out = output(deviated(spec, x, [d]))
         assert out is None or out.size == 0
+
+
+# What an input cannot show, with and without rounding
+
+
+def hidden(spec: Spec, structure: Structure, values: str = "natural", recipe: str | None = None) -> set[str]:
+    return {d.name for d in blind_spots(spec, draw_values(spec, structure, values, 0), recipe)}
+
+
+def test_one_token_hides_much() -> None:
+    found = hidden(small("hf_diffllama"), Structure(1, 1, 1))
+    assert len(found) >= 22
+    assert "no_norm_after_attention" not in found
+
+
+def test_rounding_hides_epsilon_and_small_values_show_it() -> None:
+    spec = small_spec("hf_diffllama")
+    assert "epsilon_1e-6" not in hidden(spec, Structure(2, 7, 9))
+    assert "epsilon_1e-6" in hidden(spec, Structure(2, 7, 9), "natural", "bfloat16")
+    assert "epsilon_1e-6" not in hidden(spec, Structure(2, 7, 9), "tiny_values", "bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "name", ["hf_diffllama", "ms_v1", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("gda", "diff_v2"))]
+)
+def test_everything_is_seen_by_some_case(name: str, dtype: str) -> None:
+    """In one case at least of the lists of its dtype."""
+    spec = small_spec(name)
+    some = [cases(profile, spec=spec, dtype=dtype)[n]
+            for profile, numbers in (("discriminating", (0, 1, 2)), ("tiny_values", (0,)), ("layout", (3,)))
+            for n in numbers]  # fmt: skip
+    hidden = ({d.name for d in blind_spots(spec, case.inputs, dtype)} for case in some)
+    assert not set.intersection(*hidden)
+
+
+# The catalogue as a whole: its names, axes and sources, and that each mistake in a derivative changes gradients
+
+
+def test_names_and_rows() -> None:
+    names = [m.name for m in CATALOGUE]
+    assert len(set(names)) == len(names) >= 40
+    for m in CATALOGUE:
+        assert m.what.endswith("."), m
+        assert m.row or not m.link, f"{m}: a link, but to no row"
+        assert m.layer in (*layers.__all__, *EXTRA_OPS)
+
+
+def test_every_link_is_that_of_a_mistake() -> None:
+    made = {m.row for m in (*CATALOGUE, *EVERY) if m.row}
+    assert made == set(LINKS)
+    assert all(link.startswith("https://") for link in LINKS.values())
+
+
+def test_every_mistake_in_a_derivative_changes_gradients_of_some_preset() -> None:
+    left = {m.name: m for m in BACKWARD_MISTAKES}
+    for spec in (small_spec("hf_diffllama").replace(gate="sigmoid"), small_spec("diff_v2")):
+        for case in cases("discriminating", 5, spec=spec)[:2]:
+            inputs, dout = as_float64(spec, case.inputs), case.dout.astype(np.float64)
+            right = backward(spec, inputs, dout, ops_with(()))
+            for m in list(left.values()):
+                wrong = backward(spec, inputs, dout, ops_with((m,)))
+                if any(np.abs(wrong[n] - y).max() > 0.01 * np.abs(y).max() for n, y in right.items()):
+                    del left[m.name]
+    assert not left
