@@ -25,7 +25,7 @@ NUMBERS = {
     "num_beams": Number(int, *OPTIONS["num_beams"], off="1 = off"),
     "seed": Number(int, 0),
 }
-"""What a prompt in a JSONL file can set for itself too, by the names of `generate`'s options."""
+"""The numbers that choose tokens, by the names of `generate`'s options."""
 BUNDLED_PENALTY = 1.2
 """The default of --repetition-penalty for the bundled model: none of 40 greedy texts loops, 3 without it."""
 FILTERS = ("top_k", "top_p", "min_p")
@@ -33,7 +33,7 @@ _PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that were given, by their names in a JSONL file."""
+    """Return the options that were given, by the names of `generate`."""
     given = {name: getattr(args, name) for name in NUMBERS if name != "seed" and getattr(args, name) is not None}
     if args.model == bundled.NAME:
         given.setdefault("repetition_penalty", BUNDLED_PENALTY)
@@ -119,12 +119,12 @@ def call_options(tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def check_length(model: Any, given: dict[str, Any], name: str = "-n") -> None:
+def check_length(model: Any, given: dict[str, Any]) -> None:
     """Raise `UsageError` for more new tokens than any text needs: the time grows with the square of the length."""
     wanted, most = given.get("max_new_tokens", 0), _most_tokens(model)
     if wanted > most:
         raise UsageError(
-            f"{name}: got {wanted:,}, expected at most {most:,}, {FAR_BEYOND} times the context of {model.source}"
+            f"-n: got {wanted:,}, expected at most {most:,}, {FAR_BEYOND} times the context of {model.source}"
         )
 
 

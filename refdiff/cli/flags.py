@@ -26,7 +26,7 @@ class UsageError(ValueError):
 
 
 class Number:
-    """A number between two limits: a `type` of argparse, and a check of fields in a JSONL file.
+    """A number between two limits: a `type` of argparse, and a check of numbers in a file.
 
     `above` leaves out the lower limit itself; `or_zero` takes 0 below it; `off` says which value turns the option off.
     """

@@ -51,8 +51,6 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     many.add_argument("--prompts-file", metavar="FILE", help="one prompt a line, or JSONL")
     one = Number(int, 1, off="1 = off")
     many.add_argument("--batch-size", type=one, default=1, metavar="N", help="prompts in one pass of the model")
-    many.add_argument("--num-shards", type=one, default=1, metavar="N", help="split prompts among N runs")
-    many.add_argument("--shard-index", type=Number(int, 0), default=0, metavar="I", help="this run's shard")
     machine = parser.add_argument_group("machine")
     flags.add_machine(machine)
     flags.add_common(machine)
@@ -63,12 +61,11 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
         "or --min-p the default of --temperature is 1. The default of --repetition-penalty is "
         f"{answering.BUNDLED_PENALTY} for the bundled model, which repeats itself without; with --chat, "
         "--no-repeat-ngram-size is 4 for it.",
-        f"A line of JSONL has prompt (or text, or messages with role and content), and may have id, system, stop, "
-        f"{', '.join(NUMBERS)}; max_tokens is another name of max_new_tokens. Each answer is one line of "
-        "JSON. A prompt that has its answer in FILE of -o is skipped, so the same command resumes a run.",
-        "--batch-size changes a text only where two tokens are equally probable up to rounding error. Shard I of N "
-        "takes the prompts I, I + N, I + 2N, ... Prompt I has the seed SEED + I, or its own; without "
-        "--seed, SEED is 0.",
+        "A line of JSONL has prompt (or text, or messages with role and content), and may have id, system and seed. "
+        "Each answer is one line of JSON. A prompt that has its answer in FILE of -o is skipped, so the same command "
+        "resumes a run.",
+        "--batch-size changes a text only where two tokens are equally probable up to rounding error. "
+        "Prompt I has the seed SEED + I, or its own; without --seed, SEED is 0.",
         "A conversation (--chat on a terminal, without PROMPT) keeps as much history as the context holds. Ctrl-C "
         "stops one answer, Ctrl-D or /bye ends, /help lists; /reset forgets, /save FILE writes the messages as JSON.",
         "--weights stored keeps matrices of 16 bits as they are, whatever --dtype is: half the memory and, on a CPU, "
@@ -138,18 +135,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         check_prompt(args, {"--prompts-file": args.prompts_file})
     if args.system is not None and not args.chat:
         raise UsageError("--system: has a place in a chat template only; add --chat")
-    sharded = args.prompts_file is not None or args.num_shards > 1
-    if sharded and args.shard_index >= args.num_shards:
-        raise UsageError(
-            f"--shard-index: got {args.shard_index}, expected 0 to {args.num_shards - 1} with --num-shards "
-            f"{args.num_shards}"
-        )
     if args.prompts_file is None:
-        many = {
-            "--num-shards": args.num_shards > 1,
-            "--shard-index": args.shard_index > 0,
-            "--batch-size": args.batch_size > 1,
-        }
+        many = {"--batch-size": args.batch_size > 1}
         refuse("no effect without --prompts-file; add that, or leave {} out", many)
     else:
         one = {"--json": args.json, "--no-stream": args.no_stream}

@@ -46,7 +46,6 @@ MODELS_COME_FROM = (
 )
 """What is said to somebody who looks for a command of a program that keeps and serves models itself."""
 FLAGS_MEANT = {
-    "--dask": "--num-shards",
     "--ctx": "--context", "--seq-len": "--context", "--max-seq-len": "--context", "--block-size": "--context",
     "--device": "--backend", "--cuda": "--backend", "--gpu": "--backend", "--cpu": "--backend",
     "--do-sample": "--temperature", "--greedy": "--temperature", "--bs": "--batch-size", "--dim": "--hidden-size",

@@ -118,10 +118,9 @@ def test_texts_far_beyond_the_context_are_refused(tiny_checkpoint: Path, here: P
         "",
         f"refdiff generate: error: -n: {beyond}",
     )
-    (here / "prompts.jsonl").write_text('{"prompt": "h", "max_tokens": 5121}\n{"prompt": "h"}\n')
-    done = cli("generate", "-q", "-m", tiny_checkpoint, "-n", "1", "--prompts-file", "prompts.jsonl")
-    assert (done.status, done.out.count("\n")) == (1, 1)
-    assert done.err == f"refdiff generate: error: prompts.jsonl line 1: max_new_tokens: {beyond}"
+    (here / "prompts.txt").write_text("h\n")
+    done = cli("generate", "-q", "-m", tiny_checkpoint, "-n", "5121", "--prompts-file", "prompts.txt")
+    assert done == (2, "", f"refdiff generate: error: -n: {beyond}")
     copy(tiny_checkpoint, here, "generation_config.json", max_new_tokens=2**31 - 1)
     done = cli("generate", "-m", "model", "h")
     assert (done.status, done.out) == (2, "")

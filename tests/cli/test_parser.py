@@ -103,7 +103,6 @@ def test_the_examples_of_the_help_parse() -> None:
         ("generate -- -hello -n 2", "unrecognized arguments: -n; options stand before --; see"),
         ("generate 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8 text"),
         ("generate -f -a.txt", "-f: expected one argument; a value that begins with - stands right behind the option"),
-        ("generate --dask x y", "unrecognized arguments: --dask; did you mean --num-shards?"),
         ("completion bash", "did you mean `refdiff --help`?"),
         ("train x", "error: -o/--output: got none; for instance: refdiff train "),
         ("convert", "error: MODEL, OUTPUT, --to: got none; for instance: refdiff convert "),

@@ -148,7 +148,7 @@ def prompts(folder: Path, rng: Random) -> None:
     """The command `generate --prompts-file`."""
     model, out = str(folder.parent / "model"), str(folder / "out.jsonl")
     new = not os.path.lexists(out)
-    command = ("generate", "-m", model, "--quiet", "--prompts-file", str(folder / "in.jsonl"), "-o", out)
+    command = ("generate", "-m", model, "-q", "-n", "2", "--prompts-file", str(folder / "in.jsonl"), "-o", out)
     _command(folder, *command, rows=True)
     if new and os.path.lexists(out):
         check_lines(Path(out))

@@ -1,1 +1,1 @@
-"""`--prompts-file`: many prompts → JSON lines, in batches, in shards, and resumable."""
+"""`--prompts-file`: many prompts → JSON lines, in batches, and resumable."""

@@ -17,7 +17,7 @@ from refdiff.files import lock
 
 SAME_ANSWER = frozenset({
     "command", "prompt", "prompt_flag", "file", "prompts_file", "output", "json", "no_stream", "quiet", "debug",
-    "offline", "seed", "num_shards", "shard_index", "batch_size", "threads", "backend", "weights", "no_mmap",
+    "offline", "seed", "batch_size", "threads", "backend", "weights", "no_mmap",
 })  # fmt: skip
 """The options that leave each answer as it is, up to rounding error. An answer's seed is compared by itself."""
 

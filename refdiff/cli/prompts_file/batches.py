@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,6 @@ class _EncodedPrompt:
     text: str
     ids: list[int]
     limit: int
-    given: dict[str, Any]
 
 
 class Answering:
@@ -52,11 +50,12 @@ class Answering:
         self._args = args
         self._model, self._tokenizer = load(args)
         answering.check_template(self._tokenizer, args)
-        self._common = answering.given_options(args)
-        answering.check_length(self._model, self._common)
+        self._given = answering.given_options(args)
+        answering.check_length(self._model, self._given)
+        self._options = answering.call_options(self._tokenizer, self._given)
 
     def __call__(self, tasks: Sequence[Task]) -> list[Result]:
-        """Answer tasks; those whose options differ do not go through the model together."""
+        """Answer tasks; those that padding would change do not go through the model together."""
         results: dict[int, Result] = {}
         groups: dict[Any, list[_EncodedPrompt]] = {}
         for task in tasks:
@@ -80,22 +79,19 @@ class Answering:
         own, messages = task.prompt.options, task.prompt.messages
         if "system" in own and not self._args.chat:
             raise ValueError("system: has a place in a chat template only; add --chat")
-        answering.check_length(self._model, own, "max_new_tokens")
-        given = {**self._common, **own}
         if messages is None and self._args.chat:
-            messages = answering.chat_messages(task.prompt.text, given.get("system", self._args.system))
+            messages = answering.chat_messages(task.prompt.text, own.get("system", self._args.system))
         text, ids = answering.encode(self._model, self._tokenizer, task.prompt.text, messages)
-        return _EncodedPrompt(task, text, ids, answering.length_limit(self._model, given, len(ids)), given)
+        return _EncodedPrompt(task, text, ids, answering.length_limit(self._model, self._given, len(ids)))
 
     def _batch_key(self, prompt: _EncodedPrompt) -> Any:
         """Return a key: prompts with equal keys have the same texts in one batch as alone, up to rounding error."""
-        options = resolve(self._model, answering.call_options(self._tokenizer, prompt.given))
+        options = resolve(self._model, self._options)
         rope = self._model.config.rope_parameters.get("rope_type")
         if rope in LENGTH_DEPENDENT or options.prompt_lookup_num_tokens is not None or not prompt.ids:
             return prompt.task.prompt.index
-        same = json.dumps({n: x for n, x in prompt.given.items() if n not in ("seed", "system")}, sort_keys=True)
         padded = any(getattr(options, name) for name in _COUNT_PADDING)
-        return same, prompt.limit if options.num_beams > 1 else None, len(prompt.ids) if padded else None
+        return prompt.limit if options.num_beams > 1 else None, len(prompt.ids) if padded else None
 
     def _answer(self, prompts: list[_EncodedPrompt]) -> dict[int, Result]:
         """Answer a batch; if it fails, answer each prompt alone, so that only the wrong ones fail."""
@@ -120,15 +116,15 @@ class Answering:
             output_scores=False,
             output_logits=False,
             pad_token_id=0,  # any one will do: it is masked before a text, and cut off after it
-            **answering.call_options(self._tokenizer, prompts[0].given),
+            **self._options,
         )
         texts = [sequence[longest:end] for sequence, end in zip(out.sequences, out.lengths, strict=True)]
         del out  # the cache
         for prompt, new in zip(prompts, texts, strict=True):
-            transcript = Transcript(self._tokenizer, prompt.given["stop"], None)
+            transcript = Transcript(self._tokenizer, self._given["stop"], None)
             transcript.put(np.array([prompt.ids]))
             transcript.put(new[None])
-            transcript.close(answering.finish_reason(self._model, transcript, len(new) >= limit, prompt.given))
+            transcript.close(answering.finish_reason(self._model, transcript, len(new) >= limit, self._given))
             if transcript.finish_reason == "length" and limit < prompt.limit:  # another prompt has a lower limit
                 yield from self._generate([prompt])
             else:

@@ -17,12 +17,13 @@ from refdiff.cli.terminal import note
 from refdiff.files import finite_float, unique_keys
 from refdiff.messages import json_problem, json_type, show_value
 
-_FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
+_FIELDS = ("prompt", "text", "messages", "id", "system", "seed")
+_FOR_ALL = {*NUMBERS, "max_tokens", "stop"} - {"seed"}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of the file: its index, its text, and its own options.
+    """One prompt of the file: its index, its text, and its own seed and system message.
 
     A conversation has `messages`, and `text` is their JSON. A line that is no prompt has a `problem`. `where` names
     file and line.
@@ -109,7 +110,7 @@ def _parse(index: int, where: str, line: str, ignored: dict[str, None]) -> Promp
         raise UsageError(f'{where}: got {json_type(row)}, expected an object, {{"prompt": "..."}}')
     ignored.update(dict.fromkeys(key for key in row if key not in _FIELDS))
     row = {key: value for key, value in row.items() if value is not None}  # null: not given
-    for pair in (("prompt", "messages"), ("text", "messages"), ("max_tokens", "max_new_tokens")):
+    for pair in (("prompt", "messages"), ("text", "messages")):
         if row.keys() >= {*pair}:
             raise UsageError(f"{where}: got {' and '.join(pair)}, expected one of them")
     messages = _messages(row, where)
@@ -142,23 +143,17 @@ def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
 
 
 def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the options of a line, checked."""
+    """Return the seed and the system message of a line, checked."""
     options: dict[str, Any] = {}
-    for key, value in row.items():
-        name = "max_new_tokens" if key == "max_tokens" else key
-        if name in NUMBERS:
-            try:
-                options[name] = NUMBERS[name].check(value)
-            except argparse.ArgumentTypeError as error:
-                raise UsageError(f"{where}: {key}: {error}") from None
+    if name := next((key for key in row if key in _FOR_ALL), None):
+        raise UsageError(f"{where}: {name}: got a field, expected an option of the command, for all prompts")
+    if "seed" in row:
+        try:
+            options["seed"] = NUMBERS["seed"].check(row["seed"])
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{where}: seed: {error}") from None
     if "system" in row:
         if not isinstance(row["system"], str):
             raise UsageError(f"{where}: system: got {json.dumps(row['system'])}, expected a string")
         options["system"] = row["system"]
-    if "stop" in row:
-        stop = [row["stop"]] if isinstance(row["stop"], str) else row["stop"]
-        if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
-            got = json.dumps(row["stop"])
-            raise UsageError(f"{where}: stop: got {got}, expected a string or a list of strings, none empty")
-        options["stop"] = stop
     return options

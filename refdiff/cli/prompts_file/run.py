@@ -18,7 +18,7 @@ from refdiff.errors import CheckpointError
 
 
 def answer_file(args: argparse.Namespace) -> int:
-    """Answer this shard's prompts that have no answer yet.
+    """Answer the prompts that have no answer yet.
 
     All prompts are checked before the model is loaded. A prompt that fails is reported on standard error, leaves no
     line, and is tried again by the next run; the exit status is then 1.
@@ -28,13 +28,12 @@ def answer_file(args: argparse.Namespace) -> int:
     with open_answers(None if args.output == "-" else args.output) as answers:
         args = argparse.Namespace(**{**vars(args), "model": find_checkpoint(args.model, quiet=args.quiet)})
         answers.check_count(len(prompts))
-        shard = prompts[args.shard_index :: args.num_shards]
-        tasks = [task for task in _tasks(shard, args) if not answers.has(task.prompt, task.seed, task.run)]
+        tasks = [task for task in _tasks(prompts, args) if not answers.has(task.prompt, task.seed, task.run)]
         problems = [task.prompt.problem for task in tasks if task.prompt.problem is not None]
-        if problems and len(problems) == len(shard):
+        if problems and len(problems) == len(prompts):
             raise UsageError(problems[0] + (f"; and {len(problems) - 1} more such lines" if len(problems) > 1 else ""))
-        if len(tasks) < len(shard) and not args.quiet:
-            note(f"refdiff: {len(shard) - len(tasks)} of {len(shard)} prompts are answered in {args.output} already")
+        if (done := len(prompts) - len(tasks)) and not args.quiet:
+            note(f"refdiff: {done} of {len(prompts)} prompts are answered in {args.output} already")
         return 1 if tasks and _answer(tasks, answers, args) else 0
 
 

@@ -19,8 +19,8 @@ from .conftest import arguments
 PROMPTS = ["ab", "c d efgh", "あ", "xyz!", "q", "the last of them", "ab"]
 
 
-def tasks(texts: list[str] = PROMPTS, **options: Any) -> list[Task]:
-    return [Task(Prompt(i, text, None, options), 40 + i % 6, "run") for i, text in enumerate(texts)]
+def tasks(texts: list[str] = PROMPTS) -> list[Task]:
+    return [Task(Prompt(i, text), 40 + i % 6, "run") for i, text in enumerate(texts)]
 
 
 @pytest.fixture
@@ -112,11 +112,3 @@ def test_a_batch_that_fails_is_tried_one_by_one(float64: Path, monkeypatch: pyte
         answering._args.debug = True
         with pytest.raises(ValueError, match="got NaN, expected numbers"):
             answering(tasks(["ab", "a~", "cd"]))
-
-
-def test_a_batch_has_one_set_of_options(float64: Path, shapes: list[tuple[int, ...]]) -> None:
-    rows = [{}, {"seed": 3}, {"system": "s"}, {"temperature": 1}, {"temperature": 1, "seed": 2}, {}]
-    given = [Task(Prompt(i, "a", None, options), 0, "") for i, options in enumerate(rows)]
-    answering = Answering(arguments(float64, "-n", "1", "--chat"))
-    assert all(isinstance(result, dict) for result in answering(given))
-    assert sorted(rows for rows, _ in shapes) == [2, 4]
