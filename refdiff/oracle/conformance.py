@@ -164,21 +164,17 @@ def pytest_generate_tests(metafunc: Any) -> None:
     Raises:
         CollectError: an option is wrong; pytest prints it as one line, without a traceback.
     """
-    if "case" in metafunc.fixturenames:
-        run = Run.of(metafunc.config)
-        if not run.options.get("kernel"):
-            raise pytest.Collector.CollectError("give --refdiff-kernel package.module:function")
-        try:
+    run = Run.of(metafunc.config)
+    try:
+        if "case" in metafunc.fixturenames:
+            if not run.options.get("kernel"):
+                raise ValueError("give --refdiff-kernel package.module:function")
             found = run.cases(all_head_dims=not takes_inputs_alone(run.kernel))
-        except ValueError as error:
-            raise pytest.Collector.CollectError(str(error)) from None
-        metafunc.parametrize("case", found, ids=str)
-    if "relation" in metafunc.fixturenames:
-        try:
-            relations = Run.of(metafunc.config).relations
-        except ValueError as error:
-            raise pytest.Collector.CollectError(str(error)) from None
-        metafunc.parametrize("relation", relations, ids=lambda relation: relation.__name__)
+            metafunc.parametrize("case", found, ids=str)
+        if "relation" in metafunc.fixturenames:
+            metafunc.parametrize("relation", run.relations, ids=lambda relation: relation.__name__)
+    except ValueError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
 
 
 def save(folder: Path, case: Case, recipe: Recipe, outputs: Mapping[str, Any]) -> str:

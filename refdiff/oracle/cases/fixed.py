@@ -18,7 +18,6 @@ from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.listed import blind_spots
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import out_shape
 
@@ -107,7 +106,6 @@ class Case:
     seed: int
     dtype: str
     spec: Spec
-    structure: Structure
     inputs: Inputs
     source: str = ""
 
@@ -134,10 +132,10 @@ class Case:
 
 
 def cases(
-    profile: str, seed: int = 0, *, spec: Spec | str | None = None, dtype: str = "float32",
-    batch: int | None = None, queries: int | None = None, keys: int | None = None,
+    profile: str, seed: int = 0, *, spec: Spec | str, dtype: str = "float32", batch: int | None = None,
+    queries: int | None = None, keys: int | None = None,
 ) -> list[Case]:  # fmt: skip
-    """Return the cases of a profile: for your spec, for a preset, or for every preset.
+    """Return the cases of a profile for your spec or a preset.
 
     A case's name has its sizes: `tiles-5-1x4x131-float32-0` is the sixth of tiles, batch 1, 4 queries and 131 keys.
 
@@ -150,7 +148,7 @@ def cases(
             queries, up to 129. Where tiles needs a window, it is the spec's, or a mask if the spec has none.
         seed: seed of the numbers.
         spec: your spec; or a preset's name, which gets small dimensions with grouped queries, in layer 2
-            (`case.spec`); None is every preset.
+            (`case.spec`).
         dtype: storage type of the inputs: "float32", "bfloat16" or "float16".
         batch, queries, keys: sizes of one dense case that replaces those of the profile; if only one of queries and
             keys is given, the other is equal to it.
@@ -165,15 +163,13 @@ def cases(
         structures = (Structure(1 if batch is None else batch, 16 if T is None else T, 16 if S is None else S),)
     own = {"batch": batch, "queries": queries, "keys": keys}
     options = "".join(f", {axis}={n}" for axis, n in own.items() if n is not None)
-    made = []
-    specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": resolve_spec(spec)}
-    for n, (preset, one) in enumerate(specs.items()):
-        for m, listed in enumerate(structures):
-            structure = _apply_window(one, listed)
-            inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
-            name = "-".join(part for part in (profile, preset, str(m), structure.sizes, dtype, str(seed)) if part)
-            source = f'oracle.cases("{profile}", seed={seed}, spec=spec, dtype="{dtype}"{options})[{m}]'
-            made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs, source))
+    spec, made = resolve_spec(spec), []
+    for n, listed in enumerate(structures):
+        structure = _apply_window(spec, listed)
+        inputs = draw(spec, structure, values, 1000 * seed + n, dtype)
+        name = f"{profile}-{n}-{structure.sizes}-{dtype}-{seed}"
+        source = f'oracle.cases("{profile}", seed={seed}, spec=spec, dtype="{dtype}"{options})[{n}]'
+        made.append(Case(name, profile, 1000 * seed + n, dtype, spec, inputs, source))
     return made
 
 

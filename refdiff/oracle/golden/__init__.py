@@ -2,7 +2,7 @@
 
     from refdiff import oracle
 
-    oracle.golden.export("vectors", oracle.cases("discriminating", dtype="bfloat16"))
+    oracle.golden.export("vectors", oracle.cases("discriminating", spec=spec, dtype="bfloat16"))
     # your program reads vectors/case_*.safetensors and writes outputs/<case>.safetensors, or <case>.out.f32
     print(oracle.golden.verify("vectors", "outputs", diagnose=True))   # `check` of each case
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 import sysconfig
 import traceback
@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.inputs import DATA, gradient_names
 from refdiff.oracle.inputs.outputs import NO_RETURN, KernelError, read_output
@@ -51,24 +50,15 @@ def import_kernel(name: str) -> Any:
         ValueError: `name` has another form, names nothing that can be called, or cannot be imported; or the function's
             parameters are not those of a kernel.
     """
-    got = f"got {name!r}"
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise ValueError(f"{got}, expected package.module:function")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        imported = importlib.import_module(module)
-    except Exception as error:
-        raise ValueError(f"{got}, which cannot be imported: {type(error).__name__}: {error}") from error
-    found = getattr(imported, function, None)
-    if not callable(found):
-        hint = did_you_mean(function, [n for n, x in vars(imported).items() if callable(x)], ", ")
-        raise ValueError(f"{got}, but {module} has no function {function!r}{hint}")
-    try:
+        if ":" not in name:
+            raise ValueError("expected package.module:function")
+        found = pkgutil.resolve_name(name)
         adapt_kernel(found)
-    except TypeError as error:
-        raise ValueError(f"{got}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"got {name!r}, which cannot be imported: {type(error).__name__}: {error}") from error
     return found
 
 

@@ -50,7 +50,7 @@ def rounded(
 
 def natural(spec: Spec, shape: Structure, dtype: str, values: str = "natural", seed: int = 0) -> Case:
     """A case of a shape that no profile has."""
-    return Case("", values, seed, dtype, spec, shape, draw(spec, shape, values, seed, dtype))
+    return Case("", values, seed, dtype, spec, draw(spec, shape, values, seed, dtype))
 
 
 def output_of(case: Case, *names: str, order: int = 0) -> np.ndarray:

@@ -124,7 +124,7 @@ def case(dtype: str, queries: int = N, causal: str = "bottom_right") -> Case:
 
 def asked(case: Case, at: Any, seen: bool) -> Ranking:
     """Diagnose a kernel that sees other keys (h, N, S) in a place than the spec says."""
-    t, s = np.arange(case.structure.queries)[:, None], np.arange(N)[None]
+    t, s = np.arange(case.inputs["q"].shape[2])[:, None], np.arange(N)[None]
     see = np.broadcast_to(s <= t + N - len(t) if case.spec.causal != "none" else s >= 0, (6, len(t), N)).copy()
     see[at] = seen
     wrong = rounded(case.spec.replace(causal="none"), {**case.inputs, "mask": see[None]}, case.dtype)["out"]

@@ -32,7 +32,7 @@ def case(kind: str) -> Case:
     """One of the kinds."""
     spec, structure, values, dtype = KINDS[kind]
     seed = list(KINDS).index(kind)
-    return Case(kind, values, seed, dtype, spec, structure, draw(spec, structure, values, seed, dtype))
+    return Case(kind, values, seed, dtype, spec, draw(spec, structure, values, seed, dtype))
 
 
 class Read(NamedTuple):

@@ -138,14 +138,13 @@ def test_a_large_case_is_not_diagnosed() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (f"{USER}:rihgt", f"but {USER} has no function 'rihgt', did you mean 'right'?"),
-        (f"{USER}:zzz", f"but {USER} has no function 'zzz'"),
-        ("no.such_module:f", "which cannot be imported: ModuleNotFoundError: No module named 'no'"),
-        ("nothing", "expected package.module:function"),
+        (f"{USER}:zzz", f"AttributeError: module '{USER}' has no attribute 'zzz'"),
+        ("no.such_module:f", "ModuleNotFoundError: No module named 'no'"),
+        ("nothing", "ValueError: expected package.module:function"),
     ],
 )
 def test_an_invalid_kernel_is_reported_before_anything_is_computed(name: str, says: str) -> None:
-    with raises(ValueError, f"got {name!r}, {says}"):
+    with raises(ValueError, f"got {name!r}, which cannot be imported: {says}"):
         import_kernel(name)
 
 
