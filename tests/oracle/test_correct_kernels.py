@@ -315,23 +315,3 @@ def test_roundings_of_one_recipe_fail_under_the_default_recipe(
         found = run.forward(spec, case.inputs)
     assert budget(spec, case.inputs, run.recipe).judge(found).status == status
     assert budget(spec, case.inputs, storage).judge(found).status == "fail"
-
-
-LAYERS = [0, 8, 40, *(pytest.param(layer, marks=pytest.mark.slow) for layer in (1, 2, 5, 16, 24, 31))]
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("profile", ["natural", "discriminating", "degenerate"])
-def test_scalars_in_float32_pass_at_every_depth(profile: str, layer: int) -> None:
-    """λ_init by the formula in float32, as CUDA, C and JAX compute it."""
-    spec = SPECS["hf_diffllama"].replace(layer=layer)
-    assert set(_judge("FlashAttention-2", spec, "float32", profile, 3)) == {"pass"}
-
-
-@pytest.mark.parametrize("layer", [0, 3, 31])
-def test_a_scale_with_a_larger_error_is_refused(layer: int) -> None:
-    spec = SPECS["hf_diffllama"].replace(layer=layer)
-    for case in _dense("natural", 3, spec, "float32"):
-        out = Run(KERNELS["FlashAttention-2"], "float32").forward(spec, case.inputs)["out"].astype(np.float64)
-        verdict = budget(spec, case.inputs, "float32").judge(out * (1 + 1e-5))
-        assert "slope" in {s.name for s in verdict.tensors["out"].statistics if not s.holds}

@@ -178,16 +178,6 @@ def test_masks_must_be_the_same() -> None:
         assert (masks.value, masks.at) == (1.0, at)
 
 
-def test_rows_that_are_zero_must_be_zero() -> None:
-    y, e = _numbers()
-    y[:, :, 0], e[:, :, 0] = 0.0, 0.0
-    budget = replace(row_budget(y), slope=1e-5)
-    budget.rows[:, :, 0] = 0.0
-    assert all(_found(y + e, budget).values())
-    e[1, 1, 0, 5] = 1e-30
-    assert not _found(y + e, budget)["row"]
-
-
 def test_rows_that_nobody_can_judge() -> None:
     y, e = _numbers()
     budget = row_budget(y)

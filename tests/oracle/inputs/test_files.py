@@ -138,11 +138,6 @@ def test_numpy(dtype: str, layout: str) -> None:
     assert whole.tobytes() == before
 
 
-def test_byte_order() -> None:
-    read = any_array(np.array([1.5, -2.0], ">f4"))
-    assert (read.tolist(), str(read.dtype)) == ([1.5, -2.0], "float32")
-
-
 class Foreign:
     """An array of no known library, that is read by DLPack; NumPy lends its bits."""
 

@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, Spec, cases
+from refdiff.oracle import Spec, cases
 from refdiff.oracle.submission import confine, judge_file, judging, process
 from refdiff.oracle.submission.judging import JudgeReport
 from refdiff.oracle.submission.process import ProcessLimits
-from refdiff.oracle.suite.outcome import Outcome
 from tests.oracle.test_from_c import build
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -350,13 +349,6 @@ def test_operations_that_landlock_refuses(tmp_path: Path) -> None:
     if sys.platform == "linux":
         done = run(os.getppid())
         assert (done.returncode, done.stdout) == (-signal.SIGKILL, ""), "its judge has ended before it could notice"
-
-
-def test_a_report_counts_cases_by_kind() -> None:
-    found = {f"natural-{i}": Outcome("fail", "wrong") for i in range(30)} | {"2x3x4-0": Outcome("fail", "wrong")}
-    found |= {"tiles-0": Outcome("skip", "no limit"), "layout-0": Outcome("pass", inconclusive=("dk", "dv"))}
-    lines = str(JudgeReport("kernel.py", SPEC, Recipe("float32"), 0, found)).splitlines()
-    assert lines[-2:] == ["also failed 28: natural 27, sizes 1", "inconclusive 3: layout 2, tiles 1"]
 
 
 def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
