@@ -1,4 +1,4 @@
-"""The ranges of options, for `generate`, the command line and prompt files alike."""
+"""The ranges of options, for `generate` and the command line alike."""
 
 LARGEST = 2**31 - 1
 """The largest accepted count or token id."""

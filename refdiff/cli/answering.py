@@ -29,7 +29,7 @@ NUMBERS = {
 BUNDLED_PENALTY = 1.2
 """The default of --repetition-penalty for the bundled model: none of 40 greedy texts loops, 3 without it."""
 FILTERS = ("top_k", "top_p", "min_p")
-_PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
+_PASSED_ON = tuple(name for name in NUMBERS if name not in (*FILTERS, "max_new_tokens", "temperature", "seed"))
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

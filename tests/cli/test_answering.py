@@ -26,6 +26,7 @@ from tests.generation.fakes import FakeModel
 def test_a_flag_and_a_checkpoint_have_one_range(name: str) -> None:
     model, number = FakeModel(max_position_embeddings=2**30), NUMBERS[name]
     low, high = number.kind(number.low), number.kind(number.high)
+    low = np.nextafter(low, math.inf).item() if number.above else low
     ends = [(high, math.inf)] + [(low, -math.inf)] * (name != "max_new_tokens")  # -n 0: up to the context length
     for end, direction in ends:
         model.generation_config = {name: end}
