@@ -10,7 +10,6 @@ from itertools import combinations
 
 import numpy as np
 
-from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.diagnosis.evidence import Case
 from refdiff.oracle.diagnosis.hypotheses import Hypothesis, finish
@@ -19,7 +18,7 @@ from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_tiles import TILE_SIZES
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands, use_explicit_mask
+from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands, truth_ops, use_explicit_mask
 from refdiff.oracle.truth.forward import apply_gate, differences, normalize_and_scale, out_shape
 from refdiff.oracle.verdict.region_format import format_rows
 
@@ -135,7 +134,7 @@ def _change_keys(change: Change, wrong: Numpy, spec: Spec, inputs: Inputs, kerne
 
 def _attend_to_sets(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy) -> Numpy:
     """Compute one row of the output for each set of visible keys: (sets, S) to (sets, e)."""
-    (b, h, t), ops = row, ops_for()
+    (b, h, t), ops = row, truth_ops()
     together = alone.norm_over == "all_heads"
     n = max(1, MAX_SCORES // (seen.shape[1] * (alone.heads if together else 1)))
     found: list[Numpy] = []

@@ -41,6 +41,7 @@ from refdiff.oracle.truth.attention_operands import (
     lambda_init,
     prepare_qk,
     query_factor,
+    truth_ops,
     use_explicit_mask,
 )
 from refdiff.oracle.truth.forward import forward, out_shape, project
@@ -166,7 +167,7 @@ def _estimate_sequence(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimat
     weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * U32**2 + recipe.operand_u**2) + sum_variance
     output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u**2)
     tiles: list[tuple[Numpy, ...]] = []
-    out = forward(spec, inputs, ops_for(), partial(_attend, tiles))
+    out = forward(spec, inputs, truth_ops(), partial(_attend, tiles))
     weights, scores, outputs, heads, lambdas = (
         np.concatenate(x, axis=-1) for x in zip(*tiles, strict=True)
     )  # the first three are (2, B, h, T), for each map, the others (B, h, T)
@@ -189,7 +190,7 @@ def _estimate_sequence(spec: Spec, inputs: Inputs, recipe: Recipe) -> RowEstimat
 
 def _reach(spec: Spec, core: Inputs) -> Numpy:
     """Return the largest ‖q‖ ‖k_s‖ of each row of both maps, (2, B, h, T)."""
-    q, k = prepare_qk(spec, core, ops_for())
+    q, k = prepare_qk(spec, core, truth_ops())
     w, seen = head_indices(spec), np.any(attention_mask(spec, core), axis=(1, 2))[:, None]
     lengths = query_factor(spec) * np.linalg.norm(q, axis=-1)
     longest = np.max(np.where(seen, np.linalg.norm(k, axis=-1), 0.0), axis=-1)[..., None]

@@ -1,8 +1,8 @@
 """The arguments of `diff_attention` for each output head of a dense problem: q1, k1, q2, k2, v, λ, mask and bias.
 
 Also here: which heads form a pair, which keys a query may attend to, and `EXTRA_OPS`, the functions that published
-attentions need beside the layers of this package, such as LayerNorm's centering. A namespace of rounded layers has its
-own versions of them; `extra_op(ops, name)` finds the right one.
+attentions need beside the layers of this package, such as LayerNorm's centering. `truth_ops` has them and the layers,
+and a namespace of rounded layers has its own versions.
 """
 
 from __future__ import annotations
@@ -219,15 +219,9 @@ EXTRA_OPS: dict[str, Callable[..., Any]] = {
 }
 
 
-def truth_ops() -> Ops:
-    """Return the layers and `EXTRA_OPS`, for wrapping any of them."""
-    return Ops(**{**vars(ops_for()), **EXTRA_OPS})
-
-
-def extra_op(ops: Ops, name: str) -> Callable[..., Any]:
-    """Return the function of that name from `ops` or, if it has none, from `EXTRA_OPS`."""
-    function: Callable[..., Any] = getattr(ops, name, EXTRA_OPS[name])
-    return function
+def truth_ops(ops: Ops | None = None) -> Ops:
+    """Return the layers, or an overlay of them, and `EXTRA_OPS` unless it has its own versions."""
+    return Ops(**{**EXTRA_OPS, **vars(ops or ops_for())})
 
 
 Angles = dict[str, tuple[Numpy, Numpy]]
@@ -265,13 +259,13 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
     q, k = prepare_qk(spec, inputs, ops)
     visible = attention_mask(spec, inputs)
     v = zero_unseen(join_values(spec, inputs["v"], ops), visible)
-    w: HeadIndices = extra_op(ops, "head_indices")(spec)
+    w: HeadIndices = ops.head_indices(spec)
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
     if (cap := spec.softcap) is not None and k.shape[2]:  # a sink has no cap
-        product = extra_op(ops, "raw_scores")
+        product = ops.raw_scores
         (q1, k1), (q2, k2) = (
-            transform_scores(a, b, lambda z: extra_op(ops, "softcap")(z, cap), product) for a, b in ((q1, k1), (q2, k2))
+            transform_scores(a, b, lambda z: ops.softcap(z, cap), product) for a, b in ((q1, k1), (q2, k2))
         )
     bias, (mask, causal) = finite_bias(inputs), layer_mask(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
@@ -307,7 +301,7 @@ def prepare_qk(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
     cos_sin = angles(spec, inputs, ops)
     q, k = (preparation_stages(spec, inputs, name, cos_sin, ops)[-1] for name in "qk")
     scale = 1 / math.sqrt(spec.head_dim) if spec.scale is None else spec.scale
-    scaled: tuple[Numpy, Numpy] = extra_op(ops, "round_scaled")(q, k, scale)
+    scaled: tuple[Numpy, Numpy] = ops.round_scaled(q, k, scale)
     return scaled
 
 
@@ -317,7 +311,7 @@ def preparation_stages(spec: Spec, inputs: Inputs, name: str, cos_sin: Angles, o
     for step in preparation_steps(spec):
         x = found[-1]
         if step == "norm":
-            y = extra_op(ops, "qk_norm")(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
+            y = ops.qk_norm(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
         else:
             y = rotate(spec, x, *cos_sin[name], ops)
         found.append(y)

@@ -22,7 +22,6 @@ from refdiff.oracle.truth.attention_operands import (
     attention_mask,
     attention_operands,
     compute_lambda,
-    extra_op,
     lambda_init,
     padded_queries,
     preparation_stages,
@@ -177,7 +176,7 @@ def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[
     )
     sink_gradients = {}
     if spec.sinks:
-        sink_gradients = {"sinks": extra_op(ops, "sum_sinks")(spec, sink_terms(g, s, ops), g, s)}
+        sink_gradients = {"sinks": ops.sum_sinks(spec, sink_terms(g, s, ops), g, s)}
         dk1, dk2, dv = dk1[:, :, :-1], dk2[:, :, :-1], dv[:, :, :-1]
     if spec.out_scale == "1 - lambda":
         through_factor = -dout * normalize(spec, heads, inputs, ops)
@@ -214,7 +213,7 @@ def _norm_vjp(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> t
         return g, found
     rows, back = norm_rows(spec, heads, ops)
     weight, inside = inputs.get("norm_weight"), spec.norm_over == "head" and not spec.norm_per_head
-    total = extra_op(ops, "sum_over_tokens")
+    total = ops.sum_over_tokens
     if spec.norm_bias:
         found["norm_bias"] = total(g, "norm_bias", spec.norm_per_head)
     if weight is not None and not inside:
@@ -224,7 +223,7 @@ def _norm_vjp(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> t
     drows, dweight = ops.rms_norm_vjp(split_norm_rows(spec, g)[0], rows, weight if inside else None, spec.norm_eps)
     if dweight is not None:
         found["norm_weight"] = dweight
-    return back(extra_op(ops, "center")(drows) if spec.norm == "layer" else drows), found
+    return back(ops.center(drows) if spec.norm == "layer" else drows), found
 
 
 def _qk_vjp(
@@ -236,12 +235,12 @@ def _qk_vjp(
         grads: the gradients of q1, k1, q2, k2.
     """
     dq1, dk1, dq2, dk2 = grads
-    w: HeadIndices = extra_op(ops, "head_indices")(spec)
+    w: HeadIndices = ops.head_indices(spec)
     q, k = prepare_qk(spec, inputs, ops)
     if spec.softcap is not None:
         q = q * query_factor(spec)
-        first, second = (extra_op(ops, "round_at")(x / spec.softcap, "qk") for x in (s.q1, s.q2))
-        raw_scores_vjp = extra_op(ops, "raw_scores_vjp")
+        first, second = (ops.round_at(x / spec.softcap, "qk") for x in (s.q1, s.q2))
+        raw_scores_vjp = ops.raw_scores_vjp
         # tanh' = 1 − tanh², by tanh of the forward pass: with rounding, most digits are lost where tanh rounds to 1
         dq1, dk1 = raw_scores_vjp(dq1 * (1 - first**2), q[:, w.q1], k[:, w.k1])
         dq2, dk2 = raw_scores_vjp(dq2 * (1 - second**2), q[:, w.q2], k[:, w.k2])
@@ -264,7 +263,7 @@ def _preparation_vjp(spec: Spec, inputs: Inputs, name: str, g: Numpy, cos_sin: A
             g = _rotate_vjp(spec, g, *cos_sin[name], ops)
             continue
         weight = inputs.get(f"{name}_norm_weight")
-        g, dweight = extra_op(ops, "qk_norm_vjp")(g, x, weight, spec.qk_norm_eps, spec.qk_norm)
+        g, dweight = ops.qk_norm_vjp(g, x, weight, spec.qk_norm_eps, spec.qk_norm)
         if dweight is not None:
             found[f"{name}_norm_weight"] = dweight
     return {name: g, **found}
@@ -287,7 +286,7 @@ def _scatter_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:
 def _values_vjp(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
     """Return the gradient of v from those of the h joined values."""
     parts = value_heads(spec)
-    w: HeadIndices = extra_op(ops, "head_indices")(spec)
+    w: HeadIndices = ops.head_indices(spec)
     groups = _scatter_heads(g, w.v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
     if spec.values == "halves":
         (dv,) = ops.value_pairs_hf_vjp(groups, v)

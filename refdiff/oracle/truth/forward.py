@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import Ops, ops_for
+from refdiff.backends import Ops
 from refdiff.layers.plain_heads import concat_heads, split_heads
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
@@ -23,9 +23,9 @@ from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     attention_operands,
     compute_lambda,
-    extra_op,
     lambda_init,
     padded_queries,
+    truth_ops,
     zero_padded,
 )
 
@@ -41,7 +41,7 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None, attend: Attend |
     Shapes:
         core inputs -> (B, h, T, e); those of a layer -> (B, T, D)
     """
-    ops = ops or ops_for()
+    ops = ops or truth_ops()
     core = project(spec, inputs, ops)
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
@@ -83,7 +83,7 @@ def apply_gate(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Multiply the scaled heads by a function of the gate's logits: (B, h, T, e) to the same."""
     if spec.gate == "none":
         return heads
-    keep = extra_op(ops, "round_if_eager")
+    keep = ops.round_if_eager
     product: Numpy = keep(heads, "storage") * keep(ops.activation(inputs["gate_logits"], spec.gate), "storage")
     return product
 
@@ -116,7 +116,7 @@ def attend_by_layer(s: AttentionOperands, ops: Ops) -> Numpy:
 
 def normalize_and_scale(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Apply norm and output scale to the heads: (B, h, T, e) to the same."""
-    scaled: Numpy = extra_op(ops, "scale_heads")(normalize(spec, heads, inputs, ops), out_factor(spec, inputs, ops))
+    scaled: Numpy = ops.scale_heads(normalize(spec, heads, inputs, ops), out_factor(spec, inputs, ops))
     return scaled
 
 
@@ -140,7 +140,7 @@ def normalize(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     y: Numpy = back(ops.rms_norm(rows, weight if inside else None, spec.norm_eps))
     if weight is not None and not inside:
         y = y * broadcast_to_heads(weight)
-    return y if bias is None else extra_op(ops, "round_if_eager")(y + broadcast_to_heads(bias), "o")
+    return y if bias is None else ops.round_if_eager(y + broadcast_to_heads(bias), "o")
 
 
 def broadcast_to_heads(x: Numpy) -> Numpy:
@@ -151,7 +151,7 @@ def broadcast_to_heads(x: Numpy) -> Numpy:
 def norm_rows(spec: Spec, heads: Numpy, ops: Ops) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
     """Return the input rows of RMSNorm, centered for LayerNorm, and the inverse of `split_norm_rows`."""
     rows, back = split_norm_rows(spec, heads)
-    return extra_op(ops, "center")(rows) if spec.norm == "layer" else rows, back
+    return ops.center(rows) if spec.norm == "layer" else rows, back
 
 
 def split_norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], Numpy]]:

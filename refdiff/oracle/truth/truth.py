@@ -23,6 +23,7 @@ from refdiff.oracle.truth.attention_operands import (
     compute_lambda,
     log_sum_exp,
     scores,
+    truth_ops,
 )
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import attend_by_layer, differences, forward, operand_tiles, out_shape, project
@@ -86,7 +87,7 @@ def truth(
     if unknown := [name for name in want if name not in (*usual, "diff")]:
         raise ValueError(f"want has {unknown}, but may have {', '.join((*usual, 'diff'))}")
     attend = None if ops else partial(attend_by_layer, ops=ops_for())
-    ops = ops or ops_for()
+    ops = truth_ops(ops)
     out = forward(spec, exact, ops, attend) if "out" in want else None
     inner = _intermediates(spec, project(spec, exact, ops), want, ops)
     grads = {} if dout is None else backward(spec, exact, read_output(dout, "dout").astype(np.float64), ops)

@@ -7,8 +7,8 @@ The steps of a check, each with its functions:
     truth     `truth` computes output and gradients in float64, by `forward` and `backward`
     orders    `run_members` computes them as the recipe rounds, in ten valid orders of evaluation (`DRAWS`, `MEMBERS`);
               of a large output for a sample of queries only, which `estimate_rows` extends to all rows
-    budget    `budget` makes E_r of each row from the errors of the orders (`errors_of_runs`, `row_floor`), the spread
-              of a common factor (`common_factor`), and the allowance of a sum
+    budget    `budget` makes E_r of each row from the errors of the orders (`errors_of_runs`, `row_floor`), their slope
+              (`largest_slope`), and the allowances of sums, λ and log-sum-exps (`Budget.absolute`)
     verdict   `collect_outputs` calls the kernel; `judge` measures each tensor (`statistics`) and words what is beyond
               its limit (`judge_rows`, `judge_numbers`)
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import ops_for, overlay
+from refdiff.backends import overlay
 from refdiff.oracle import Case, Mistake, Recipe, Spec, deviations
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
@@ -19,7 +19,7 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
-from refdiff.oracle.truth.attention_operands import attention_operands, scores
+from refdiff.oracle.truth.attention_operands import attention_operands, scores, truth_ops
 from refdiff.oracle.truth.forward import forward, normalize_and_scale
 
 
@@ -61,7 +61,7 @@ def output_of(case: Case, *names: str, order: int = 0) -> np.ndarray:
 
 def by_weights(spec: Spec, inputs: Mapping[str, Any], weights: Callable[..., Sequence[np.ndarray]]) -> np.ndarray:
     """The output where `weights` makes the two maps of their scores, which are −∞ where a query does not see."""
-    exact, ops = as_float64(spec, inputs), ops_for()
+    exact, ops = as_float64(spec, inputs), truth_ops()
     s = attention_operands(spec, exact, ops)
     first, second = weights(scores(s, 1), scores(s, 2))
     return normalize_and_scale(spec, (first - s.lambda_full * second) @ s.v, exact, ops)
@@ -69,7 +69,7 @@ def by_weights(spec: Spec, inputs: Mapping[str, Any], weights: Callable[..., Seq
 
 def by_tiles(spec: Spec, inputs: Mapping[str, Any], tile: int, mistake: str) -> np.ndarray:
     """The output of an online softmax over tiles of keys that forgets to rescale its sums."""
-    exact, ops, maps = as_float64(spec, inputs), ops_for(), []
+    exact, ops, maps = as_float64(spec, inputs), truth_ops(), []
     s = attention_operands(spec, exact, ops)
     for z in (scores(s, 1), scores(s, 2)):
         top, total, out = np.full((*z.shape[:-1], 1), -np.inf), 0.0, 0.0
