@@ -1,11 +1,12 @@
 """Drop rights irrevocably, then run a program: limit memory, files, connections and access to other processes.
 
 `process.py` starts this file as a program before any code of the kernel runs. Linux enforces the restrictions on the
-process and its children until they end, by up to two means:
+process and its children until they end, by up to three means:
 
-    Landlock   which files may be read and written, of /dev/shm none; the memory of other processes
-    seccomp    system calls: sockets, processes, signals, limits and priorities of others, rights and times of files,
-               memory that has no owner
+    Landlock            which files may be read and written, of /dev/shm none; the memory of other processes
+    seccomp             system calls: sockets, processes, signals, limits and priorities of others, rights and times of
+                        files, memory that has no owner
+    network namespace   a network without devices, where users may make one
 
 The first line of the responses says which of them are in force.
 """
@@ -41,7 +42,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF, VERSION_FLAG, PATH_BENEATH = 444, 445, 
 ALLOW, RETURN_ERROR = 0x7FFF0000, 0x00050000
 NOT_EQUAL, MASKED_EQUAL = 1, 7
 OTHER_ARCHITECTURES, ALLOW_SPECULATION = 2, 7
-CLONE_THREAD, ALL_NAMESPACES = 1 << 16, 0x7E020000
+CLONE_THREAD, NEW_USER, NEW_NETWORK, ALL_NAMESPACES = 1 << 16, 1 << 28, 1 << 30, 0x7E020000
 AF_UNIX, SOCK_STREAM, SOCK_SEQPACKET, SOCKET_TYPE = 1, 1, 5, 0xF
 
 REFUSED = (
@@ -114,6 +115,22 @@ def filter_system_calls(processes: bool) -> bool:
         count = int(rule.arg is not None)
         done.append(library.seccomp_rule_add_array(context, RETURN_ERROR | rule.error, number, count, compared))
     return bool(library.seccomp_load(context) == 0 and not any(done))
+
+
+def leave_network() -> bool:
+    """Enter an empty network namespace; return whether this system lets its users make one."""
+    user, group = os.getuid(), os.getgid()
+    if sys.platform != "linux" or ctypes.CDLL(None).unshare(NEW_USER | NEW_NETWORK):
+        return False
+    # root is another user inside, and so has no rights of root after `exec`
+    for file, text in {
+        "setgroups": "deny",
+        "uid_map": f"{user or 65534} {user} 1",
+        "gid_map": f"{group} {group} 1",
+    }.items():
+        with contextlib.suppress(OSError):
+            Path("/proc/self", file).write_text(text, encoding="ascii")
+    return True
 
 
 def limit_resources(memory: int) -> None:
@@ -202,9 +219,10 @@ def end_with_parent(judge: int) -> None:
 
 def confine(config: dict[str, Any]) -> list[str]:
     """Confine this process; return what is in force."""
-    landlock = restrict_files(config["hidden"], config["scratch"])
+    found = {"network namespace": leave_network()}
+    found["Landlock"] = restrict_files(config["hidden"], config["scratch"])
     end_with_parent(config["judge"])
-    found = {"Landlock": landlock, "seccomp": filter_system_calls(config["processes"])}
+    found["seccomp"] = filter_system_calls(config["processes"])
     return [name for name, on in found.items() if on]
 
 
