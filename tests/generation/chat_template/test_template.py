@@ -162,7 +162,7 @@ def test_conversations_of_the_wrong_kind(chat: Any, error: type[Exception], mess
 
 
 def test_tools_must_be_schemas() -> None:
-    with pytest.raises(TypeError, match=r"tools: got .*, expected a list of dicts"):
+    with pytest.raises(TypeError, match=r"tools: got .*, expected dicts, such as"):
         show("x", tools=[print])
 
 
