@@ -161,13 +161,13 @@ def _sample_rows(wrong: Numpy) -> Numpy:
 
 
 def key_ranges(n: int) -> list[KeySet]:
-    """Return ranges of n keys, the simplest first: suffixes, prefixes, single keys, others; those of tiles before."""
+    """Return ranges of n keys, the simplest first: single keys, suffixes, prefixes, others; those of tiles before."""
     i, edge, single = np.arange(n), *(_next_power_of_two(n / most) for most in (LIMITS.edges, LIMITS.singles))
     found = [*combinations([*range(0, n, edge), n], 2), *((a, a + 1) for a in range(0, n, single))]
 
     def rank(ends: tuple[int, int]) -> tuple[bool, ...]:
         a, b = ends
-        return b < n, a > 0, b - a > 1, a % TILE_SIZES[0] > 0 or b % TILE_SIZES[0] > 0
+        return b - a > 1, b < n, a > 0, a % TILE_SIZES[0] > 0 or b % TILE_SIZES[0] > 0
 
     said = {}
     for a, b in sorted(dict.fromkeys(found), key=rank):
