@@ -32,8 +32,8 @@ MODEL = {
         train training zero_grad""",
     "give `kernels` to `from_pretrained`: the fast ones or the equations": """
         compile get_compiled_call get_correct_attn_implementation get_correct_experts_implementation
-        get_experts_implementation is_backend_compatible kernel_config set_attn_implementation
-        set_experts_implementation set_use_kernels use_kernels""",
+        get_experts_implementation is_backend_compatible kernel_config kernels_mode reset_kernels
+        set_attn_implementation set_experts_implementation set_use_kernels use_kernels""",
     "merge the adapter into the weights with peft, and save them": """
         active_adapters add_adapter delete_adapter disable_adapters enable_adapters enable_peft_hotswap
         get_adapter_state_dict load_adapter set_adapter""",
@@ -205,8 +205,9 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "`append` returns the keys and values of a layer": "layer_class_to_replicate layers",
         "a DiffLlama attends to all tokens, whose keys and values stay in the memory of the device": """
             activate_past_recording early_initialization get_conv_state get_mask_sizes get_query_offset
-            get_recurrent_state has_previous_state is_croppable is_dummy is_initialized is_linear is_recording_past
-            is_sliding offload offloading prefetch update_conv_state update_indexer update_recurrent_state""",
+            get_recurrent_state get_recurrent_states_to_keep has_previous_state increase_count is_croppable is_dummy
+            is_initialized is_linear is_recording_past is_sliding offload offloading prefetch update_conv_state
+            update_indexer update_recurrent_state""",
     },
     "Pipeline": PIPELINE
     | {
