@@ -100,9 +100,8 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def parity(session: nox.Session) -> None:
     """Parity with torch and transformers, and public kernels as the oracle judges them."""
-    install(
-        session, "parity", *group("implementations"), "transformers==5.25.*"
-    )  # one release, whose names are compared
+    # one release of transformers, whose names are compared
+    install(session, "parity", *group("implementations"), "transformers==5.25.*")
     # reads test vectors; of what it depends on, flashinfer-python with its libraries of CUDA is not needed for that
     session.install("apache-tvm-ffi>=0.1.2", "docstring-parser>=0.16", "pydantic>=2")
     session.install("--no-deps", "flashinfer-bench>=0.1.2")
