@@ -14,9 +14,8 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 
-from tests.oracle.selftest.one_case import OURS, Run, runs_of_mutants, runs_of_real_kernels
+from tests.oracle.selftest.one_case import OURS, Run, runs_of_case
 from tests.oracle.selftest.page import RECIPES, is_identifiable, page
-from tests.oracle.selftest.settings import settings
 
 PROFILES = ("natural", "cancellation", "tiny_values", "extreme")
 PROFILES_OF_PLAIN = ("natural", "tiny_values", "extreme", "tiles")
@@ -37,17 +36,6 @@ def holds(runs: list[Run], least: float) -> bool:
     killed = [OURS in run.refused_by for run in runs if is_identifiable(run)]
     refused = any(OURS in run.refused_by for run in runs if run.kind != "mutant")
     return bool(killed) and sum(killed) >= least * len(killed) and not refused
-
-
-def runs_of_case(case: tuple[int, str, str], *, plain: bool, real: bool) -> list[Run]:
-    """Judge everything of a seed, a recipe and a profile."""
-    seed, recipe, profile = case
-    runs = list(runs_of_mutants(seed, recipe, profile, settings(seed, plain=plain)))
-    if real and recipe != "tf32":
-        from tests.parity.real_kernels import KERNELS  # needs torch, transformers, timm, JAX and MLX
-
-        runs += runs_of_real_kernels(seed, recipe, profile, KERNELS)
-    return runs
 
 
 def main(arguments: list[str] | None = None) -> int:

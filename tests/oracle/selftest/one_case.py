@@ -28,7 +28,7 @@ from refdiff.oracle.truth.forward import out_shape
 from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
 from tests.oracle.selftest.mutants import WAYS, Mutant, mutants, way_of
 from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
-from tests.oracle.selftest.settings import Setting
+from tests.oracle.selftest.settings import Setting, settings
 
 Numpy = np.ndarray[Any, Any]
 Arrays = dict[str, Numpy]
@@ -219,3 +219,14 @@ class Trial:
             if part:
                 off = [round(self.times({n: x}, self.right), 3) for n, x in part.items()] if kind == "real" else []
                 yield self.judge(kind, name, way, part, off=tuple(off))
+
+
+def runs_of_case(case: tuple[int, str, str], *, plain: bool, real: bool) -> list[Run]:
+    """Judge everything of a seed, a recipe and a profile."""
+    seed, recipe, profile = case
+    runs = list(runs_of_mutants(seed, recipe, profile, settings(seed, plain=plain)))
+    if real and recipe != "tf32":
+        from tests.parity.real_kernels import KERNELS  # needs torch, transformers, timm, JAX and MLX
+
+        runs += runs_of_real_kernels(seed, recipe, profile, KERNELS)
+    return runs

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +47,8 @@ from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
 from tests.oracle.selftest.one_case import OURS, Run, Trial, runs_of_mutants, runs_of_real_kernels
 from tests.oracle.selftest.page import is_identifiable, page
 from tests.oracle.selftest.settings import Setting, settings
+
+ROOT = Path(__file__).parents[3]
 
 
 def few(seed: int, plain: bool = False) -> tuple[Setting, ...]:
@@ -157,6 +162,14 @@ def test_every_number_in_its_cell() -> None:
 def test_a_sample(plain: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """All recipes and profiles on a seed that the table in the documentation has not."""
     assert command.main(["--first-seed", "2026", *(["--plain"] if plain else [])]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_runs_in_two_processes() -> None:
+    words = [sys.executable, "-m", "tests.oracle.selftest", "--jobs", "2", "--recipes", "float32"]
+    done = subprocess.run([*words, "--profiles", "natural,tiny_values"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("# Selftest of the oracle\n")
 
 
 # The parts of the selftest: mutants, the noise of correct kernels, the names of mutants, the rules of others
