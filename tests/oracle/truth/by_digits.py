@@ -42,7 +42,7 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("ms_v1", {"qk_norm": "layer", "qk_norm_weight": True, "qk_norm_at": "after_rope", "qk_norm_eps": 0.1}),
     ("hf_diffllama", {"norm": "layer", "norm_weight": True, "norm_bias": True}),
     ("ms_v1", {"norm": "layer", "norm_bias": True, "norm_per_head": True, "norm_over": "all_heads"}),
-    ("hf_diffllama", {"norm": "layer", "norm_over": "half_head"}),
+    ("hf_diffllama", {"norm": "layer", "norm_over": "half_head", "norm_eps": 0.2}),
     ("hf_diffllama", {"norm_weight": True, "norm_bias": True}),
     ("hf_diffllama", {"lambda_per_head": True, "out_scale": "1 - lambda"}),
     ("ms_v1", {"gate": "sigmoid", "out_scale": "1 - lambda"}),
